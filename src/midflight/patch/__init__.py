@@ -1,0 +1,1 @@
+"""The hotpatch file: manifest model, container, reading, writing, signature."""
