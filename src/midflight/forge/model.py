@@ -1,0 +1,184 @@
+"""What the steps of the forge hand to each other: captured builds, objects as atoms, differences, findings, matches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+# --- capture -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledObject:
+    """One object file that the captured build made."""
+
+    path: Path
+    """Where the build put it, absolute (the tree is at the same path for pre and post)."""
+    source: Path
+    """The primary source file, absolute."""
+    saved: Path
+    """Our own copy, which no later build step overwrites."""
+    sha256: str
+    compiler: str
+    """As the compiler itself says in the object: "GCC: (Debian 12.2.0-14+deb12u1) 12.2.0"."""
+    arguments: tuple[str, ...]
+    directory: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One captured build of the tree."""
+
+    objects: Mapping[Path, CompiledObject]
+    """By object path."""
+    image: Path
+    """Our copy of the image that this build linked (with symbols and debug information)."""
+    inputs: tuple[Path, ...]
+    """Paths of those captured objects that were linked into the image, archives resolved to members."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPair:
+    """The captured builds without (pre) and with (post) the fix, and the plain build of the unfixed tree."""
+
+    tree: Path
+    plain_image: Path | None
+    pre: Build
+    post: Build
+    changed: tuple[Path, ...]
+    """Object paths of the image whose content differs (or that only one side has)."""
+
+
+# --- objects -------------------------------------------------------------------------------------------------------
+
+AtomKind = Literal["function", "data", "rodata", "bss", "tls", "string", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One relocation of an atom. Exactly one of ``atom`` (same object) and ``symbol`` (undefined here) is set.
+
+    ``addend`` is relative to the start of the target atom (or to the symbol's value), as in S + A.
+    """
+
+    offset: int
+    type: int
+    """R_X86_64_*."""
+    addend: int
+    atom: str | None
+    """Key of the target atom in the same object."""
+    symbol: str | None
+    """Name of the undefined symbol."""
+
+
+@dataclass(frozen=True, slots=True)
+class Atom:
+    """The smallest thing that is compared and moved: a function, a variable, a constant, a string.
+
+    ``key`` is unique in its object: the symbol name, or for unnamed things the section name and offset; where one section
+    holds several (no -fdata-sections, assembler files) the section is cut at its symbols.
+    """
+
+    key: str
+    name: str
+    kind: AtomKind
+    binding: Literal["local", "global", "weak", "unique"]
+    section: str
+    offset: int
+    size: int
+    alignment: int
+    data: bytes
+    """Contents; empty for bss."""
+    references: tuple[Reference, ...]
+    parent: str | None = None
+    """Key of the function this .cold/.part/.isra/.constprop child, jump table or exception table belongs to."""
+    aliases: tuple[str, ...] = ()
+    """Other names of the same place."""
+    ifunc: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectCode:
+    """One object file as atoms, in section order."""
+
+    path: Path
+    file: Path
+    """The file it was read from (ELF, with DWARF)."""
+    compiler: str
+    atoms: Mapping[str, Atom]
+    common: frozenset[str] = frozenset()
+
+
+# --- differences and findings --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Why something cannot (or only with a person's word) be hotpatched. Codes are stable: docs/reference/refusals.md."""
+
+    code: str
+    """MF1xx."""
+    file: str
+    symbol: str
+    reason: str
+    remedy: str
+    overridable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectDiff:
+    """Differences of one object, pre to post. Keys are atom keys of the side that the field name says."""
+
+    pre: ObjectCode | None
+    post: ObjectCode
+    changed: tuple[tuple[str, str], ...] = ()
+    """Functions to replace, as (pre key, post key): code differs, or they refer to something that had to be replaced."""
+    new: tuple[str, ...] = ()
+    """Post keys of functions and data that pre has not."""
+    gone: tuple[str, ...] = ()
+    """Pre keys that post has not."""
+    replaced_constants: tuple[tuple[str, str], ...] = ()
+    """Read-only data with a new content, that goes along because every function that refers to it is replaced."""
+    line_only: tuple[str, ...] = ()
+    """Functions that differ in line numbers alone, and stay."""
+    correlation: Mapping[str, str] = field(default_factory=dict)
+    """Post key to pre key, for every post atom that already exists in pre (renamed statics included)."""
+    findings: tuple[Finding, ...] = ()
+
+
+# --- match ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something of pre lies in the image that runs."""
+
+    vaddr: int
+    size: int
+    witnesses: int
+    """How many independent relocations (or symbol table entries) gave this very address."""
+    how: str
+    """In words, for the match report: "symbol table", "3 references from …"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Run-pre matching of the objects concerned against the running image."""
+
+    functions: Mapping[tuple[Path, str], Place]
+    """By (object path, pre key): functions whose every byte is proven."""
+    data: Mapping[tuple[Path, str], Place]
+    """Other atoms by (object path, pre key)."""
+    symbols: Mapping[str, Place]
+    """Global symbols that are defined in the image, by name."""
+    slots: Mapping[str, int]
+    """Imported symbol (name, or name@version) to the vaddr of its GOT slot."""
+    plt: Mapping[str, int]
+    """Imported symbol to the vaddr of its PLT entry in the image."""
+    tls: Mapping[str, int]
+    """Thread-local symbol to its offset from the thread pointer (executables)."""
+    findings: tuple[Finding, ...] = ()
+    matched_functions: int = 0
+    total_functions: int = 0
