@@ -1,0 +1,174 @@
+"""What a process has loaded: which files, at which addresses, with which build-ids, and how their frames unwind."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from midflight.errors import ImageError, ProcessError
+from midflight.image.elf import ElfFile
+from midflight.image.unwind import FrameTable
+from midflight.process.model import Mapping, Process
+
+FileKey = tuple[int, int, int, int]
+_VDSO = "[vdso]"
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One instance of one file in one process (a file loaded twice is two modules)."""
+
+    path: str
+    file: FileKey | None
+    """Device, inode, size and time of change; None for the vDSO."""
+    bias: int
+    mappings: tuple[Mapping, ...]
+
+    @property
+    def start(self) -> int:
+        """First address."""
+        return self.mappings[0].start
+
+    @property
+    def end(self) -> int:
+        """Address behind the last."""
+        return self.mappings[-1].end
+
+
+class Files:
+    """The binaries that were opened, each once however many processes map it. ``close`` when done."""
+
+    def __init__(self) -> None:
+        self._images: dict[FileKey, ElfFile | None] = {}
+        self._frames: dict[FileKey, FrameTable | None] = {}
+
+    def image(self, process: Process, mapping: Mapping) -> tuple[FileKey, ElfFile | None]:
+        """The file behind a mapping; None when it is no ELF file that we can read.
+
+        Raises:
+            ProcessError: it cannot be opened at all.
+        """
+        path = process.module_path(mapping)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise ProcessError(f"process {process.pid}: cannot open {mapping.path} ({error.strerror})") from error
+        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if key not in self._images:
+            try:
+                self._images[key] = ElfFile.open(path)
+            except ImageError:
+                self._images[key] = None
+        return key, self._images[key]
+
+    def frames(self, key: FileKey) -> FrameTable | None:
+        """The unwind tables of a file that ``image`` opened."""
+        if key not in self._frames:
+            elf = self._images[key]
+            self._frames[key] = FrameTable.of(elf) if elf is not None else None
+        return self._frames[key]
+
+    def opened(self, key: FileKey) -> ElfFile | None:
+        """The file that ``image`` opened under ``key``."""
+        return self._images[key]
+
+    def close(self) -> None:
+        """Let go of all files."""
+        for elf in self._images.values():
+            if elf is not None:
+                elf.close()
+        self._images.clear()
+        self._frames.clear()
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _by_file(maps: Iterable[Mapping]) -> Iterable[list[Mapping]]:
+    groups: dict[tuple[tuple[int, int], int], list[Mapping]] = {}
+    for m in maps:
+        if m.inode and m.private:
+            groups.setdefault((m.device, m.inode), []).append(m)
+    return groups.values()
+
+
+class Modules:
+    """The modules of one process at one moment."""
+
+    def __init__(self, process: Process, maps: Sequence[Mapping], files: Files) -> None:
+        self.process = process
+        self.maps = maps
+        self.files = files
+        self.all: list[Module] = []
+        for group in _by_file(maps):
+            if any(m.executable for m in group):
+                self.all.extend(self._instances(group))
+        self.all.sort(key=lambda module: module.start)
+        self._starts = [module.start for module in self.all]
+        self._vdso: tuple[int, int, FrameTable | None] | None = None
+
+    def _instances(self, group: list[Mapping]) -> list[Module]:
+        code = next(m for m in group if m.executable)
+        try:
+            key, elf = self.files.image(self.process, code)
+        except ProcessError:
+            return []
+        if elf is None:
+            return []
+        instances: dict[int, list[Mapping]] = {}
+        for m in group:
+            try:
+                instances.setdefault(elf.load_bias(m.start, m.offset), []).append(m)
+            except ImageError:
+                continue
+        return [
+            Module(code.path, key, bias, tuple(found))
+            for bias, found in instances.items()
+            if any(m.executable for m in found)
+        ]
+
+    def image(self, module: Module) -> ElfFile:
+        """The file of a module."""
+        elf = self.files.opened(module.file) if module.file else None
+        if elf is None:
+            raise ProcessError(f"process {self.process.pid}: {module.path} is no ELF file")
+        return elf
+
+    def with_build_id(self, build_id: str) -> list[Module]:
+        """All instances of one image."""
+        return [m for m in self.all if self.image(m).build_id == build_id]
+
+    def at(self, address: int) -> Module | None:
+        """The module that maps ``address``."""
+        index = bisect_right(self._starts, address) - 1
+        # Instances may interleave only in theory, but a file mapped inside another's gap is common enough.
+        for candidate in reversed(self.all[max(0, index - 3) : index + 1]):
+            if any(m.start <= address < m.end for m in candidate.mappings):
+                return candidate
+        return None
+
+    def frames_at(self, address: int) -> tuple[int, FrameTable] | None:
+        """Load bias and unwind tables for the code at ``address``."""
+        module = self.at(address)
+        if module is not None and module.file is not None:
+            table = self.files.frames(module.file)
+            return None if table is None else (module.bias, table)
+        return self._vdso_frames(address)
+
+    def _vdso_frames(self, address: int) -> tuple[int, FrameTable] | None:
+        if self._vdso is None:
+            self._vdso = (0, 0, None)
+            for m in self.maps:
+                if m.path == _VDSO:
+                    try:
+                        elf = ElfFile(self.process.read(m.start, m.end - m.start), _VDSO)
+                        self._vdso = (m.start, m.end, FrameTable.of(elf))
+                    except ImageError:
+                        self._vdso = (m.start, m.end, None)
+        start, end, table = self._vdso
+        return (start, table) if table is not None and start <= address < end else None
