@@ -71,6 +71,9 @@ class Reference:
     """Key of the target atom in the same object."""
     symbol: str | None
     """Name of the undefined symbol."""
+    bias: int = 0
+    """What is really meant lies at S + A + bias: for a PC-relative field in code the distance from the field to the end of
+    its instruction (4, 5, 8 …), for an entry of a jump table minus the entry's offset, else 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,8 @@ class Atom:
     aliases: tuple[str, ...] = ()
     """Other names of the same place."""
     ifunc: bool = False
+    sized: bool = True
+    """False where the object does not say where it ends (hand-written assembler): it reaches up to the next symbol."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,9 @@ class ObjectCode:
     compiler: str
     atoms: Mapping[str, Atom]
     common: frozenset[str] = frozenset()
+    """Keys of tentative definitions: atoms of kind "bss" in the pseudo-section COMMON."""
+    lto: bool = False
+    """Whether it was compiled for link-time optimisation, so that its code is not what runs."""
 
 
 # --- differences and findings --------------------------------------------------------------------------------------

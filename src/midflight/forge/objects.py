@@ -1,0 +1,463 @@
+"""Cuts an x86-64 relocatable object into atoms: functions, variables, constants, strings, each with its references.
+
+Sources of knowledge: gABI (sections, symbols, COMDAT groups), the System V AMD64 psABI (relocation types), and what gcc,
+clang and gas do on x86-64: references to local symbols become section symbol + addend, except into mergeable sections.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import iced_x86 as x86
+
+from midflight.forge.frames import Cie, RawFde, read_frames
+from midflight.forge.model import Atom, AtomKind, ObjectCode, Reference
+from midflight.forge.rawobject import RawObject
+from midflight.image.model import Relocation, Section, Symbol
+
+SHT_NOTE = 7
+SHT_NOBITS = 8
+SHT_X86_64_UNWIND = 0x70000001
+SHF_WRITE = 0x1
+SHF_ALLOC = 0x2
+SHF_EXECINSTR = 0x4
+SHF_MERGE = 0x10
+SHF_STRINGS = 0x20
+SHF_TLS = 0x400
+
+# psABI table 4.9: PC8 PC16 PC32 PC64 PLT32 GOTPCREL TLSGD TLSLD GOTTPOFF GOTPC32 GOTPC32_TLSDESC GOTPCRELX
+# REX_GOTPCRELX CODE_4_GOTPCRELX CODE_4_GOTTPOFF CODE_4_GOTPC32_TLSDESC: the field's own address is subtracted.
+PC_RELATIVE = frozenset({2, 4, 9, 13, 15, 19, 20, 22, 24, 26, 34, 41, 42, 43, 44, 45})
+_FIELD_SIZES = {1: 8, 12: 2, 13: 2, 14: 1, 15: 1, 16: 8, 17: 8, 18: 8, 24: 8, 25: 8, 27: 8, 28: 8, 29: 8, 33: 8}
+
+_CHILD = re.compile(r"^(.+?)\.(?:cold|part|isra|constprop)(?:\.\d+)?(?:\.(?:cold|part|isra|constprop)(?:\.\d+)?)*$")
+_CHILD_TAIL = re.compile(r"\.(?:cold|part|isra|constprop)(?:\.\d+)?$")
+
+
+def field_size(type_: int) -> int:
+    """Bytes that a relocation of this R_X86_64_* type fills (0: it marks an instruction and fills nothing)."""
+    return 0 if type_ in (0, 35) else _FIELD_SIZES.get(type_, 4)
+
+
+def base_name(name: str) -> str:
+    """The name of the source function that a .cold/.part/.isra/.constprop clone (of a clone …) was made of."""
+    found = _CHILD.match(name)
+    return found.group(1) if found else name
+
+
+@dataclass(slots=True)
+class _Piece:
+    """An atom in the making: ``start`` and ``end`` are offsets in the section with index ``section``."""
+
+    section: int
+    start: int
+    end: int
+    symbols: list[Symbol] = field(default_factory=list)
+    key: str = ""
+    sized: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where every atom of an object lies, to find what a (section, offset) means."""
+
+    starts: Mapping[int, Sequence[int]]
+    pieces: Mapping[int, Sequence[_Piece]]
+    commons: Mapping[int, str]
+    """Symbol index to atom key."""
+
+    def locate(self, section: int, offset: int) -> _Piece | None:
+        """The atom that holds ``offset``, or the nearest one before it (one past the end), or the first."""
+        starts = self.starts.get(section)
+        if not starts:
+            return None
+        return self.pieces[section][max(bisect.bisect_right(starts, offset) - 1, 0)]
+
+
+def read_object(file: Path, path: Path) -> ObjectCode:
+    """Read an ELF relocatable for x86-64.
+
+    Args:
+        file: the file to read.
+        path: the object's own path in the build, which names it in findings.
+
+    Raises:
+        ImageError: the file is malformed or no x86-64 ELF relocatable.
+    """
+    data = file.read_bytes()
+    if data[:4] in (b"BC\xc0\xde", b"\xde\xc0\x17\x0b"):  # LLVM bitcode, bare or wrapped: clang -flto
+        return ObjectCode(path=path, file=file, compiler="LLVM bitcode", atoms={}, lto=True)
+    raw = RawObject(data, str(file))
+    fdes = read_frames(raw)
+    layout = _lay_out(raw, fdes)
+    atoms: dict[str, Atom] = {}
+    for section in raw.sections:
+        relocations = sorted(raw.relocations(section.index), key=lambda item: item.offset)
+        for piece in layout.pieces.get(section.index, ()):
+            atoms[piece.key] = _make_atom(raw, layout, section, piece, relocations)
+    for symbol in raw.symbols:
+        if symbol.common:
+            atoms[symbol.name] = _common_atom(symbol)
+    return ObjectCode(
+        path=path,
+        file=file,
+        compiler=raw.compiler(),
+        atoms=_with_parents(raw, layout, fdes, atoms),
+        common=frozenset(symbol.name for symbol in raw.symbols if symbol.common),
+        lto=any(section.name.startswith(".gnu.lto_") for section in raw.sections),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The unwind information of one stretch of code, enough to write it anew elsewhere."""
+
+    function: str
+    """Key of the atom."""
+    offset: int
+    """Where in the atom the stretch begins."""
+    size: int
+    cie: Cie
+    personality: Reference | None
+    """S + A is the personality routine, or the slot that holds its address when ``cie.personality_encoding`` has
+    DW_EH_PE_indirect (0x80). ``offset`` is the offset in ``cie.data``."""
+    lsda: Reference | None
+    """S + A is the exception table; ``offset`` is 0."""
+    instructions: bytes
+
+
+def frames(code: ObjectCode) -> Mapping[str, tuple[Frame, ...]]:
+    """Unwind information by function key, in the order of the object's .eh_frame (one entry for most functions).
+
+    Raises:
+        ImageError: the object's .eh_frame is malformed.
+    """
+    if not code.atoms:
+        return {}
+    raw = RawObject(code.file.read_bytes(), str(code.file))
+    fdes = read_frames(raw)
+    layout = _lay_out(raw, fdes)
+    nowhere = _Piece(-1, 0, 0)
+    found: dict[str, tuple[Frame, ...]] = {}
+    for fde in fdes:
+        section, offset = _place(raw, fde.start)
+        piece = layout.locate(section, offset)
+        if piece is None:
+            continue
+        personality = None
+        if fde.cie.personality is not None:
+            personality = _reference(raw, layout, nowhere, fde.cie.personality, None)
+        lsda = None
+        if fde.lsda is not None:
+            lsda = replace(_reference(raw, layout, nowhere, fde.lsda, None), offset=0)
+        frame = Frame(piece.key, offset - piece.start, fde.size, fde.cie, personality, lsda, fde.instructions)
+        found[piece.key] = (*found.get(piece.key, ()), frame)
+    return found
+
+
+def _lay_out(raw: RawObject, fdes: Sequence[RawFde]) -> Layout:
+    """Cut all sections that hold code or data of the program, and give every piece its key."""
+    by_section: dict[int, list[Symbol]] = {}
+    commons: dict[int, str] = {}
+    for symbol in raw.symbols:
+        if symbol.common:
+            commons[symbol.index] = symbol.name
+        elif symbol.section is not None and symbol.type not in ("section", "file") and symbol.name:
+            by_section.setdefault(symbol.section, []).append(symbol)
+    targets = _crude_targets(raw)
+    table_starts: dict[int, set[int]] = {}
+    for fde in fdes:
+        if fde.lsda is not None:
+            index, offset = _place(raw, fde.lsda)
+            table_starts.setdefault(index, set()).add(offset)
+    pieces: dict[int, list[_Piece]] = {}
+    for section in raw.sections:
+        if not is_program(section):
+            continue
+        if section.flags & SHF_MERGE and section.flags & SHF_STRINGS:
+            cut = _cut_strings(raw, section)
+        elif section.flags & SHF_MERGE and section.entry_size:
+            cut = [
+                _Piece(section.index, at, min(at + section.entry_size, section.size))
+                for at in range(0, section.size, section.entry_size)
+            ]
+        elif section.name.startswith(".gcc_except_table"):
+            edges = sorted({0, section.size} | table_starts.get(section.index, set()))
+            cut = [_Piece(section.index, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        else:
+            cut = _cut_at_symbols(raw, section, by_section.get(section.index, []), targets.get(section.index, set()))
+        if cut:
+            pieces[section.index] = cut
+    _name(raw, pieces, set(commons.values()))
+    return Layout({index: [p.start for p in cut] for index, cut in pieces.items()}, pieces, commons)
+
+
+def _place(raw: RawObject, relocation: Relocation) -> tuple[int, int]:
+    """Section index (-1: in none) and offset that S + A of a relocation means."""
+    symbol = raw.symbols[relocation.symbol]
+    return (-1 if symbol.section is None else symbol.section), symbol.value + relocation.addend
+
+
+def is_program(section: Section) -> bool:
+    """Whether a section holds code or data that the program itself uses (unwind tables and notes it does not)."""
+    if not section.flags & SHF_ALLOC or section.type in (SHT_NOTE, SHT_X86_64_UNWIND):
+        return False
+    return section.name != ".eh_frame"
+
+
+def _crude_targets(raw: RawObject) -> dict[int, set[int]]:
+    """Offsets that relocations against section symbols may mean, with every possible bias of a PC-relative field."""
+    found: dict[int, set[int]] = {}
+    for section in raw.sections:
+        if not section.flags & SHF_ALLOC:
+            continue
+        for relocation in raw.relocations(section.index):
+            symbol = raw.symbols[relocation.symbol]
+            if symbol.section is not None and (symbol.type == "section" or symbol.name.startswith(".L")):
+                offset = symbol.value + relocation.addend
+                biases = (0, 4, 5, 6, 8) if relocation.type in PC_RELATIVE else (0,)
+                found.setdefault(symbol.section, set()).update(offset + bias for bias in biases)
+    return found
+
+
+def _cut_strings(raw: RawObject, section: Section) -> list[_Piece]:
+    """One piece a string, its terminator included (gABI, SHF_STRINGS; characters of sh_entsize bytes)."""
+    data = raw.content(section.index)
+    width = section.entry_size or 1
+    zero = bytes(width)
+    pieces, start, at = [], 0, 0
+    while at < len(data):
+        if width == 1:
+            at = data.find(b"\0", at)
+            at = len(data) if at < 0 else at + 1
+        else:
+            at += width
+            if data[at - width : at] != zero and at < len(data):
+                continue
+        pieces.append(_Piece(section.index, start, at))
+        start = at
+    return pieces
+
+
+def _cut_at_symbols(raw: RawObject, section: Section, symbols: list[Symbol], targets: set[int]) -> list[_Piece]:
+    """Sized symbols first; what lies between them is cut at unsized labels, and kept unless it is mere padding."""
+    named = [symbol for symbol in symbols if not symbol.name.startswith(".L")]
+    pieces: list[_Piece] = []
+    for symbol in sorted((s for s in named if s.size), key=lambda s: (s.value, -s.size, s.index)):
+        if pieces and symbol.value < pieces[-1].end:
+            pieces[-1].end = max(pieces[-1].end, symbol.value + symbol.size)
+            if symbol.value == pieces[-1].start:
+                pieces[-1].symbols.append(symbol)
+        else:
+            pieces.append(_Piece(section.index, symbol.value, symbol.value + symbol.size, [symbol]))
+    unsized = sorted((s for s in named if not s.size), key=lambda s: (s.value, s.index))
+    result: list[_Piece] = []
+    at = 0
+    for piece in [*pieces, _Piece(section.index, section.size, section.size)]:
+        result.extend(_cut_gap(raw, section, at, piece.start, unsized, targets))
+        piece.symbols.extend(s for s in unsized if s.value == piece.start and piece.end > piece.start)
+        if piece.end > piece.start:
+            result.append(piece)
+        at = piece.end
+    if not result and unsized:
+        result.append(_Piece(section.index, 0, section.size, unsized, sized=False))
+    return result
+
+
+def _cut_gap(
+    raw: RawObject, section: Section, start: int, end: int, unsized: Iterable[Symbol], targets: set[int]
+) -> list[_Piece]:
+    if end <= start:
+        return []
+    labels: dict[int, list[Symbol]] = {}
+    for symbol in unsized:
+        if start <= symbol.value < end:
+            labels.setdefault(symbol.value, []).append(symbol)
+    edges = sorted({start, end, *labels})
+    pieces = []
+    for a, b in zip(edges, edges[1:], strict=False):
+        if a not in labels and _is_padding(raw, section, a, b) and not any(a <= t < b for t in targets):
+            continue
+        pieces.append(_Piece(section.index, a, b, labels.get(a, []), sized=not labels))
+    return pieces
+
+
+def _is_padding(raw: RawObject, section: Section, start: int, end: int) -> bool:
+    if end - start >= max(section.alignment, 16):
+        return False
+    if section.type == SHT_NOBITS:
+        return True
+    data = raw.content(section.index)[start:end]
+    if any(start <= item.offset < end for item in raw.relocations(section.index)):
+        return False
+    if not section.flags & SHF_EXECINSTR or not any(data):
+        return not any(data)
+    return all(
+        instruction.mnemonic in (x86.Mnemonic.NOP, x86.Mnemonic.INT3, x86.Mnemonic.DATA16)
+        or (instruction.mnemonic == x86.Mnemonic.XCHG and instruction.len <= 2)
+        for instruction in x86.Decoder(64, data)
+    )
+
+
+def _name(raw: RawObject, pieces: Mapping[int, Sequence[_Piece]], taken: set[str]) -> None:
+    section_names: dict[str, int] = {}
+    for section in raw.sections:
+        section_names[section.name] = section_names.get(section.name, 0) + 1
+    order = {"global": 0, "unique": 0, "weak": 1, "local": 2}
+    for index, cut in pieces.items():
+        section = raw.sections[index]
+        label = section.name if section_names[section.name] == 1 else f"{section.name}[{index}]"
+        for piece in cut:
+            piece.symbols.sort(key=lambda s: (order[s.binding], s.type == "notype", -s.size, s.index))
+            place = f"{label}+{piece.start:#x}"
+            key = piece.symbols[0].name if piece.symbols else place
+            piece.key = key if key not in taken else f"{key}@{place}"
+            taken.add(piece.key)
+
+
+def _kind(section: Section, piece: _Piece) -> AtomKind:
+    if section.flags & SHF_EXECINSTR:
+        return "function"
+    if section.flags & SHF_TLS:
+        return "tls"
+    if section.type == SHT_NOBITS:
+        return "bss"
+    if section.name.startswith(
+        (".gcc_except_table", ".init_array", ".fini_array", ".preinit_array", ".ctors", ".dtors")
+    ):
+        return "other"
+    if section.flags & SHF_MERGE and section.flags & SHF_STRINGS:
+        return "string"
+    if section.flags & SHF_WRITE and not section.name.startswith(".data.rel.ro"):
+        return "data"
+    return "rodata"
+
+
+def _make_atom(
+    raw: RawObject, layout: Layout, section: Section, piece: _Piece, relocations: Sequence[Relocation]
+) -> Atom:
+    first = bisect.bisect_left(relocations, piece.start, key=lambda item: item.offset)
+    last = bisect.bisect_left(relocations, piece.end, key=lambda item: item.offset)
+    inside = relocations[first:last]
+    data = b"" if section.type == SHT_NOBITS else raw.content(section.index)[piece.start : piece.end]
+    kind = _kind(section, piece)
+    ends = _instruction_ends(data, [r.offset - piece.start for r in inside]) if kind == "function" else {}
+    alignment = max(section.alignment, 1)
+    if piece.start % alignment:
+        alignment = piece.start & -piece.start
+    names = list(dict.fromkeys(symbol.name for symbol in piece.symbols))
+    primary = piece.symbols[0] if piece.symbols else None
+    return Atom(
+        key=piece.key,
+        name=primary.name if primary else "",
+        kind=kind,
+        binding=primary.binding if primary else "local",
+        section=section.name,
+        offset=piece.start,
+        size=piece.end - piece.start,
+        alignment=alignment,
+        data=data,
+        references=tuple(_reference(raw, layout, piece, r, ends.get(r.offset - piece.start)) for r in inside),
+        aliases=tuple(names[1:]),
+        ifunc=any(symbol.type == "ifunc" for symbol in piece.symbols),
+        sized=piece.sized,
+    )
+
+
+def _instruction_ends(code: bytes, offsets: Sequence[int]) -> dict[int, int]:
+    """For the offset of each relocated field in code: the offset of the end of its instruction."""
+    ends: dict[int, int] = {}
+    if not offsets:
+        return ends
+    decoder = x86.Decoder(64, code)
+    instruction = x86.Instruction()
+    waiting = iter(sorted(set(offsets)))
+    offset = next(waiting)
+    while decoder.can_decode:
+        decoder.decode_out(instruction)
+        end = instruction.next_ip
+        while offset < end:
+            ends[offset] = end
+            following = next(waiting, None)
+            if following is None:
+                return ends
+            offset = following
+    return ends
+
+
+def _reference(
+    raw: RawObject, layout: Layout, piece: _Piece, relocation: Relocation, instruction_end: int | None
+) -> Reference:
+    """Resolve one relocation. ``bias`` + S + A is the address that is really meant, see :class:`Reference`."""
+    symbol = raw.symbols[relocation.symbol]
+    offset = relocation.offset - piece.start
+    bias = 0
+    if relocation.type in PC_RELATIVE and instruction_end is not None:
+        bias = instruction_end - offset
+    if symbol.index in layout.commons:
+        return Reference(offset, relocation.type, relocation.addend, layout.commons[symbol.index], None, bias)
+    if symbol.section is None or symbol.section not in layout.pieces:
+        return Reference(offset, relocation.type, relocation.addend, None, symbol.name, bias)
+    value = symbol.value
+    if symbol.type == "section" or symbol.name.startswith(".L"):
+        in_code = bool(raw.sections[symbol.section].flags & SHF_EXECINSTR)
+        if relocation.type in PC_RELATIVE and instruction_end is None and in_code:
+            bias = -offset  # an entry of a jump table: label - table, so the addend has the entry's offset in it
+        target = layout.locate(symbol.section, value + relocation.addend + bias)
+    else:
+        target = layout.locate(symbol.section, value)
+    assert target is not None
+    addend = value + relocation.addend - target.start
+    return Reference(offset, relocation.type, addend, target.key, None, bias)
+
+
+def _common_atom(symbol: Symbol) -> Atom:
+    """A tentative definition: zeroed storage that the linker allots; st_value is its alignment (gABI, SHN_COMMON)."""
+    return Atom(
+        key=symbol.name,
+        name=symbol.name,
+        kind="tls" if symbol.type == "tls" else "bss",
+        binding="global",
+        section="COMMON",
+        offset=0,
+        size=symbol.size,
+        alignment=max(symbol.value, 1),
+        data=b"",
+        references=(),
+    )
+
+
+def _with_parents(
+    raw: RawObject, layout: Layout, fdes: Sequence[RawFde], atoms: dict[str, Atom]
+) -> dict[str, Atom]:
+    """Tell children their function: clones by name, jump tables by where they lead, exception tables by the FDE."""
+    parents: dict[str, str] = {}
+    for key, atom in atoms.items():
+        if atom.kind == "function":
+            name = atom.name
+            while (shorter := _CHILD_TAIL.sub("", name)) != name:
+                name = shorter
+                if name in atoms and atoms[name].kind == "function":
+                    parents[key] = name
+                    break
+        elif atom.kind == "rodata" and not atom.name and atom.references:
+            owners = {
+                parents.get(r.atom, r.atom) if r.atom else None
+                for r in atom.references
+                if r.atom is None or not _CHILD_TAIL.search(r.atom)
+            }
+            owner = owners.pop() if len(owners) == 1 else None
+            if owner is not None and atoms[owner].kind == "function":
+                parents[key] = owner
+    for fde in fdes:
+        if fde.lsda is not None:
+            function, table = layout.locate(*_place(raw, fde.start)), layout.locate(*_place(raw, fde.lsda))
+            if function is not None and table is not None:
+                parents[table.key] = function.key
+    return {
+        key: replace(atom, parent=parents[key]) if key in parents else atom for key, atom in atoms.items()
+    }
