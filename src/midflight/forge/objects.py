@@ -1,7 +1,7 @@
 """Cuts an x86-64 relocatable object into atoms: functions, variables, constants, strings, each with its references.
 
-Sources of knowledge: gABI (sections, symbols, COMDAT groups), the System V AMD64 psABI (relocation types), and what gcc,
-clang and gas do on x86-64: references to local symbols become section symbol + addend, except into mergeable sections.
+Sources of knowledge: gABI (sections, symbols, COMDAT groups), the AMD64 psABI (relocation types), and what gcc, clang
+and gas do on x86-64: references to local symbols become section symbol + addend, except into mergeable sections.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import bisect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import iced_x86 as x86
@@ -88,16 +89,19 @@ def read_object(file: Path, path: Path) -> ObjectCode:
     Raises:
         ImageError: the file is malformed or no x86-64 ELF relocatable.
     """
-    data = file.read_bytes()
-    if data[:4] in (b"BC\xc0\xde", b"\xde\xc0\x17\x0b"):  # LLVM bitcode, bare or wrapped: clang -flto
+    with file.open("rb") as stream:
+        magic = stream.read(4)
+    if magic in (b"BC\xc0\xde", b"\xde\xc0\x17\x0b"):  # LLVM bitcode, bare or wrapped: clang -flto
         return ObjectCode(path=path, file=file, compiler="LLVM bitcode", atoms={}, lto=True)
-    raw = RawObject(data, str(file))
+    raw = RawObject(file)
     fdes = read_frames(raw)
     layout = _lay_out(raw, fdes)
     atoms: dict[str, Atom] = {}
     for section in raw.sections:
+        if section.index not in layout.pieces:
+            continue
         relocations = sorted(raw.relocations(section.index), key=lambda item: item.offset)
-        for piece in layout.pieces.get(section.index, ()):
+        for piece in layout.pieces[section.index]:
             atoms[piece.key] = _make_atom(raw, layout, section, piece, relocations)
     for symbol in raw.symbols:
         if symbol.common:
@@ -105,10 +109,10 @@ def read_object(file: Path, path: Path) -> ObjectCode:
     return ObjectCode(
         path=path,
         file=file,
-        compiler=raw.compiler(),
+        compiler=raw.compiler,
         atoms=_with_parents(raw, layout, fdes, atoms),
         common=frozenset(symbol.name for symbol in raw.symbols if symbol.common),
-        lto=any(section.name.startswith(".gnu.lto_") for section in raw.sections),
+        lto=raw.lto,
     )
 
 
@@ -138,7 +142,7 @@ def frames(code: ObjectCode) -> Mapping[str, tuple[Frame, ...]]:
     """
     if not code.atoms:
         return {}
-    raw = RawObject(code.file.read_bytes(), str(code.file))
+    raw = RawObject(code.file)
     fdes = read_frames(raw)
     layout = _lay_out(raw, fdes)
     nowhere = _Piece(-1, 0, 0)
@@ -169,6 +173,7 @@ def _lay_out(raw: RawObject, fdes: Sequence[RawFde]) -> Layout:
         elif symbol.section is not None and symbol.type not in ("section", "file") and symbol.name:
             by_section.setdefault(symbol.section, []).append(symbol)
     targets = _crude_targets(raw)
+    stubs = _type_info_slots(raw)
     table_starts: dict[int, set[int]] = {}
     for fde in fdes:
         if fde.lsda is not None:
@@ -187,9 +192,11 @@ def _lay_out(raw: RawObject, fdes: Sequence[RawFde]) -> Layout:
             ]
         elif section.name.startswith(".gcc_except_table"):
             edges = sorted({0, section.size} | table_starts.get(section.index, set()))
-            cut = [_Piece(section.index, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+            cut = [_Piece(section.index, a, b) for a, b in pairwise(edges)]
         else:
-            cut = _cut_at_symbols(raw, section, by_section.get(section.index, []), targets.get(section.index, set()))
+            symbols = by_section.get(section.index, [])
+            cut = _cut_at_symbols(raw, section, symbols, targets.get(section.index, set()))
+            cut = [part for piece in cut for part in _split(piece, stubs.get(section.index, set()))]
         if cut:
             pieces[section.index] = cut
     _name(raw, pieces, set(commons.values()))
@@ -222,6 +229,26 @@ def _crude_targets(raw: RawObject) -> dict[int, set[int]]:
                 biases = (0, 4, 5, 6, 8) if relocation.type in PC_RELATIVE else (0,)
                 found.setdefault(symbol.section, set()).update(offset + bias for bias in biases)
     return found
+
+
+def _type_info_slots(raw: RawObject) -> dict[int, set[int]]:
+    """Where exception tables point to in data: clang puts its unnamed type info slots side by side into .data."""
+    found: dict[int, set[int]] = {}
+    for section in raw.sections:
+        if section.name.startswith(".gcc_except_table"):
+            for relocation in raw.relocations(section.index):
+                index, offset = _place(raw, relocation)
+                if index >= 0 and raw.sections[index].flags & SHF_WRITE:
+                    found.setdefault(index, set()).add(offset)
+    return found
+
+
+def _split(piece: _Piece, edges: set[int]) -> list[_Piece]:
+    inner = sorted(edge for edge in edges if piece.start < edge < piece.end)
+    if piece.symbols or not inner:
+        return [piece]
+    bounds = [piece.start, *inner, piece.end]
+    return [_Piece(piece.section, a, b, sized=piece.sized) for a, b in pairwise(bounds)]
 
 
 def _cut_strings(raw: RawObject, section: Section) -> list[_Piece]:
@@ -279,7 +306,7 @@ def _cut_gap(
             labels.setdefault(symbol.value, []).append(symbol)
     edges = sorted({start, end, *labels})
     pieces = []
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in pairwise(edges):
         if a not in labels and _is_padding(raw, section, a, b) and not any(a <= t < b for t in targets):
             continue
         pieces.append(_Piece(section.index, a, b, labels.get(a, []), sized=not labels))
@@ -297,7 +324,7 @@ def _is_padding(raw: RawObject, section: Section, start: int, end: int) -> bool:
     if not section.flags & SHF_EXECINSTR or not any(data):
         return not any(data)
     return all(
-        instruction.mnemonic in (x86.Mnemonic.NOP, x86.Mnemonic.INT3, x86.Mnemonic.DATA16)
+        instruction.mnemonic in (x86.Mnemonic.NOP, x86.Mnemonic.INT3)
         or (instruction.mnemonic == x86.Mnemonic.XCHG and instruction.len <= 2)
         for instruction in x86.Decoder(64, data)
     )
@@ -431,9 +458,7 @@ def _common_atom(symbol: Symbol) -> Atom:
     )
 
 
-def _with_parents(
-    raw: RawObject, layout: Layout, fdes: Sequence[RawFde], atoms: dict[str, Atom]
-) -> dict[str, Atom]:
+def _with_parents(raw: RawObject, layout: Layout, fdes: Sequence[RawFde], atoms: dict[str, Atom]) -> dict[str, Atom]:
     """Tell children their function: clones by name, jump tables by where they lead, exception tables by the FDE."""
     parents: dict[str, str] = {}
     for key, atom in atoms.items():
@@ -458,6 +483,4 @@ def _with_parents(
             function, table = layout.locate(*_place(raw, fde.start)), layout.locate(*_place(raw, fde.lsda))
             if function is not None and table is not None:
                 parents[table.key] = function.key
-    return {
-        key: replace(atom, parent=parents[key]) if key in parents else atom for key, atom in atoms.items()
-    }
+    return {key: replace(atom, parent=parents[key]) if key in parents else atom for key, atom in atoms.items()}
