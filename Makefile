@@ -1,0 +1,59 @@
+# Each target sets up what it lacks (scripts/bootstrap): Debian packages when root, a virtual environment in .venv.
+SHELL := /bin/bash
+BIN := .venv/bin
+REPORTS := build/reports
+PYTEST = mkdir -p $(REPORTS) && $(BIN)/python -m pytest --junitxml=$(REPORTS)/$@.xml
+# tests that start, stop and time real processes, or take minutes: one after the other
+SERIAL := live or kills or soak
+
+.PHONY: help setup setup-test lint format unit live corpus test bench demo clean lock
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@echo "Two commands do everything on a fresh Debian 12: make demo, make test. All targets:"
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-9s%s\n' "$$target" "$$text"; done
+
+demo: ## watch a real server lose a real vulnerability under load, without a restart (5 minutes)
+	@scripts/bootstrap demo
+	@$(BIN)/python demo/run.py
+
+test: lint unit live corpus ## everything that CI runs: lint, types, import rules, all tests (under 30 minutes)
+
+lint: ## ruff, mypy --strict, import-linter
+	@scripts/bootstrap
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: setup-test ## the fast tests, two at a time
+	$(PYTEST) -n 2 -m "not corpus and not bench and not ($(SERIAL))"
+
+live: setup-test ## the tests on live processes: scenarios, kills at every step, soak
+	$(PYTEST) -m "($(SERIAL)) and not corpus"
+
+corpus: setup-test ## real vulnerabilities in real Debian packages, patched live
+	$(PYTEST) -m corpus
+
+bench: ## the benchmarks: tables, and JSON below build/bench
+	@scripts/bootstrap bench
+	@$(BIN)/python -m bench
+
+format: ## let ruff format the sources
+	@scripts/bootstrap
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## pin the newest versions of the Python packages anew
+	@scripts/bootstrap
+	$(BIN)/uv pip compile -q --upgrade pyproject.toml --group dev --python-version 3.11 --universal --generate-hashes \
+	    --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements.lock
+	echo uv | $(BIN)/uv pip compile -q --upgrade - --python-version 3.11 --universal --generate-hashes \
+	    --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o scripts/uv.lock
+
+clean: ## remove everything that was made here, the virtual environment and fetched sources too
+	rm -rf .venv .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup setup-test:
+	@scripts/bootstrap test corpus
