@@ -1,0 +1,201 @@
+"""The registry of refusals: every code, its meaning, its wording and its remedy, in one place.
+
+Codes never change their meaning. Ranges: 100-109 objects and compilers, 110-119 and 150-159 differences, 120-129 function
+entries, 130-139 matching, 140-149 linking, 160-169 the whole build. docs/reference/refusals.md is made from this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from midflight.forge.model import Finding
+
+_BASELINE = "Ship the fix as a baseline: install the fixed build and restart."
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One kind of refusal. ``reason`` is a format string for the details that :func:`finding` is given."""
+
+    code: str
+    title: str
+    reason: str
+    remedy: str
+    overridable: bool = True
+
+
+def _table(*rows: Refusal) -> dict[str, Refusal]:
+    return {row.code: row for row in rows}
+
+
+REFUSALS: dict[str, Refusal] = _table(
+    # --- objects and compilers
+    Refusal(
+        "MF101",
+        "Link-time optimisation",
+        "the object was compiled for link-time optimisation, so its code is not the code that runs",
+        "Build both trees without -flto (for Debian packages: DEB_BUILD_OPTIONS=optimize=-lto), and ship that build as "
+        "the baseline.",
+        overridable=False,
+    ),
+    Refusal(
+        "MF102",
+        "Another compiler",
+        "the fixed object was made by {post}, the unfixed one by {pre}",
+        "Build both trees with the compiler that made the baseline.",
+        overridable=False,
+    ),
+    Refusal(
+        "MF103",
+        "Hand-written assembler changed",
+        "{what}, and the object does not say where the code of this symbol ends",
+        "Give the symbol .type and .size directives in both trees, or ship the fix as a baseline.",
+    ),
+    Refusal(
+        "MF104",
+        "No types to compare",
+        "functions changed, but the {side} object has no debug information, so changed structures and signatures cannot "
+        "be seen",
+        "Build with -g.",
+    ),
+    Refusal(
+        "MF105",
+        "Unclear object",
+        "{what}",
+        "Compile this source file with -ffunction-sections -fdata-sections, or ship the fix as a baseline.",
+        overridable=False,
+    ),
+    # --- differences
+    Refusal(
+        "MF110",
+        "Initial value of existing data changed",
+        "existing data has another initial value ({what}), but the running program has long changed or copied it",
+        f"{_BASELINE} Or set the new value in an after_apply hook, and override this finding with that reason.",
+    ),
+    Refusal(
+        "MF111",
+        "Layout of a type changed",
+        "{what}",
+        f"{_BASELINE} Objects of this type live in the running program in the old layout.",
+    ),
+    Refusal(
+        "MF112",
+        "Signature of a function changed",
+        "the signature changed from {pre} to {post}, and {callers} with the old one",
+        f"{_BASELINE} Or give the new signature a new name.",
+    ),
+    Refusal(
+        "MF113",
+        "New thread-local variable",
+        "{what}; threads that run already have no room for it",
+        f"{_BASELINE} Or keep the value elsewhere than in thread-local storage.",
+        overridable=False,
+    ),
+    Refusal(
+        "MF114",
+        "Code that runs only at start-up",
+        "{what}, which the running program has already behind it",
+        f"{_BASELINE} Or do the work in an after_apply hook, and override this finding with that reason.",
+    ),
+    Refusal(
+        "MF115",
+        "Shared read-only data changed",
+        "read-only data changed, and {who} would go on using the old one",
+        _BASELINE,
+    ),
+    Refusal(
+        "MF116",
+        "Size or alignment of existing data changed",
+        "{what}, but the variable of the running program stays as it is",
+        _BASELINE,
+        overridable=False,
+    ),
+    Refusal(
+        "MF117",
+        "main changed",
+        "main changed, but it is called once and the running program never comes back to its beginning",
+        f"{_BASELINE} If only a function that main calls needs the fix, keep it from being inlined (noinline).",
+    ),
+    Refusal(
+        "MF118",
+        "Variable cannot be told apart",
+        "{what}, and nothing tells whether the new one is one of the old ones",
+        "Rename the new variable in the fix, so that the names tell them apart.",
+    ),
+    Refusal(
+        "MF119",
+        "Function gone that may still be called",
+        "the fix removes or renames this function, but {who}",
+        "Keep the function under its old name, calling the new code.",
+    ),
+    Refusal(
+        "MF150",
+        "Value of an enumerator changed",
+        "{what}",
+        f"{_BASELINE} Values stored by the running program have the old meaning.",
+    ),
+    Refusal(
+        "MF151",
+        "Entry in a table that the linker collects",
+        "{what} in section {section}, which the program reads as a whole at start-up or through its bounds",
+        _BASELINE,
+    ),
+    Refusal(
+        "MF152",
+        "Table of pointers changed",
+        "read-only pointers changed ({what}), and objects of the running program may hold the address of the old table",
+        f"{_BASELINE} If no live object keeps the table's address, override this finding with that reason.",
+    ),
+    Refusal(
+        "MF153",
+        "Another kind of storage",
+        "existing {pre} became {post}",
+        _BASELINE,
+        overridable=False,
+    ),
+    # --- the whole build
+    Refusal(
+        "MF160",
+        "Nothing to patch",
+        "the fix changes no code that is compiled into this image",
+        "Check that the fix belongs to this version and configuration; nothing needs to be applied.",
+        overridable=False,
+    ),
+)
+
+
+def finding(code: str, file: Path | str, symbol: str, **detail: object) -> Finding:
+    """A finding of a registered kind: ``detail`` fills the braces of its reason."""
+    refusal = REFUSALS[code]
+    return Finding(
+        code=code,
+        file=str(file),
+        symbol=symbol,
+        reason=refusal.reason.format(**detail),
+        remedy=refusal.remedy,
+        overridable=refusal.overridable,
+    )
+
+
+def reference_page() -> str:
+    """The Markdown text of docs/reference/refusals.md."""
+    lines = [
+        "# Refusals",
+        "",
+        "`midflight build` refuses a change that cannot be made in a running program safely. Each refusal names its code, the",
+        "file, the symbol, the reason and what to do instead. Codes never change their meaning. Those marked *can be",
+        "overridden* need a written reason, which becomes a part of the signed manifest.",
+    ]
+    for row in sorted(REFUSALS.values(), key=lambda item: item.code):
+        lines += [
+            "",
+            f"## {row.code}: {row.title}",
+            "",
+            f"Reason given: {row.reason.replace('{', '*').replace('}', '*')}.",
+            "",
+            f"Remedy: {row.remedy}",
+            "",
+            "Can be overridden with a written reason." if row.overridable else "Cannot be overridden.",
+        ]
+    return "\n".join(lines) + "\n"
