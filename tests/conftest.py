@@ -1,4 +1,4 @@
-"""Rules for all tests: a test that cannot run fails, and tests in the folders of live and corpus tests are marked so."""
+"""Rules for all tests: a test that cannot run fails, and live and corpus tests are marked by their folder."""
 
 from __future__ import annotations
 
