@@ -48,7 +48,8 @@ class Entry:
     """Where the trampoline goes.
 
     near: five bytes at ``vaddr`` (after an endbr64, where there is one) become ``jmp rel32``.
-    short: two bytes at ``vaddr`` become ``jmp rel8`` to ``pad_vaddr``, where five bytes of padding become ``jmp rel32``.
+    short: two bytes at ``vaddr`` become ``jmp rel8`` to ``pad_vaddr``, where five bytes of padding become
+    ``jmp rel32``.
     ``before`` and ``pad_before`` are the bytes on disk that are proven to be there before the first write.
     """
 
@@ -87,8 +88,8 @@ class Import:
 class Relocation:
     """Bind the field at payload ``offset``: S + addend (abs…), or S + addend - P (pc32).
 
-    S is, by kind: payload: ``target`` as a payload offset; image and slot: ``target`` as a vaddr of the image (slot says
-    that it is a GOT slot of the image); import: ``target`` as an index into the imports.
+    S is, by kind: payload: ``target`` as a payload offset; image and slot: ``target`` as a vaddr of the image (slot
+    says that it is a GOT slot of the image); import: ``target`` as an index into the imports.
     ``branch`` marks a pc32 field of a call or jump, which the engine may lead through an island.
     """
 
@@ -112,7 +113,7 @@ class PayloadSymbol:
 
 @dataclass(frozen=True, slots=True)
 class Unwind:
-    """The payload's .eh_frame (ends with a zero terminator). ``throws``: exceptions may pass, so it must be registered."""
+    """The payload's .eh_frame (ends with a zero terminator). ``throws``: exceptions may pass, so it is registered."""
 
     offset: int
     size: int
@@ -151,7 +152,7 @@ class Target:
     hooks: tuple[tuple[HookName, int], ...]
     overrides: tuple[Override, ...]
     escapes: bool
-    """Whether the address of anything in the payload can be stored by the program (then memory is kept after revert)."""
+    """Whether the program can store the address of anything in the payload (then memory is kept after revert)."""
 
 
 @dataclass(frozen=True, slots=True)

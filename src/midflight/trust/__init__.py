@@ -1,0 +1,1 @@
+"""Trust: the keys that sign hotpatches, and whom to believe."""
