@@ -1,7 +1,8 @@
 """Reading and writing hotpatch files.
 
 The order of reading is the security rule: limits and structure, then the signature, then the digests of the members,
-and only then is the manifest interpreted and checked. What :func:`read_hotpatch` returns can be relied upon field by field.
+and only then is the manifest interpreted and checked. What :func:`read_hotpatch` returns can be relied upon, field by
+field.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ MAX_STATEMENT = 64 << 10
 MAX_SYMBOLS = 16 << 20
 """Largest symbols member, in bytes."""
 
+_TRUST = "give the public key of its author with --trust, if you know whose it is"
 _AGAIN = "get the file again from where it was published, or build it again with midflight build"
 
 
@@ -272,6 +274,8 @@ class _Refusal:
             raise PatchFileError(f"{self._path} {error}; update Midflight on this machine") from None
         if isinstance(error, FieldError):
             raise PatchFileError(f"{self._path}: {error}; {self._advice}") from None
+        if isinstance(error, signature.UntrustedError):
+            raise PatchFileError(f"{self._path} {error}; {_TRUST}") from None
         if isinstance(error, container.ContainerError | signature.EnvelopeError):
             raise PatchFileError(f"{self._path} {error}; {self._advice}") from None
 

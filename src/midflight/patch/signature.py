@@ -51,6 +51,10 @@ class EnvelopeError(ValueError):
     """The envelope or its statement is malformed, or no trusted key signed it; ``str()`` says what is wrong."""
 
 
+class UntrustedError(EnvelopeError):
+    """Well formed, but no trusted key signed it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """A DSSE envelope: the statement's bytes, and signatures by key id, in the order of the key ids."""
@@ -67,7 +71,8 @@ class Envelope:
         """The trusted keys (by id) that signed this envelope; one is enough.
 
         Raises:
-            EnvelopeError: there is none, or a signature that claims to be by a trusted key is not.
+            UntrustedError: there is none.
+            EnvelopeError: a signature that claims to be by a trusted key is not.
         """
         message = pre_authentication_encoding(self.payload)
         signers: list[str] = []
@@ -80,9 +85,9 @@ class Envelope:
             signers.append(key.key_id)
         if not signers:
             if not self.signatures:
-                raise EnvelopeError("is not signed")
+                raise UntrustedError("is not signed")
             names = ", ".join(f"{key_id[:16]}…" for key_id in list(self.signatures)[:4])
-            raise EnvelopeError(f"is signed by no key that is trusted here (signed by {names})")
+            raise UntrustedError(f"is signed by no key that is trusted here (signed by {names})")
         return tuple(sorted(signers))
 
 

@@ -198,7 +198,7 @@ def _in_file_part(segments: Iterable[Segment], offset: int, size: int) -> bool:
 
 
 def _overlap(parts: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
-    """Indices of two parts (start, size) that overlap, the lower first; None when all are apart. Empty ones never do."""
+    """Indices of two parts (start, size) that overlap, the lower first; None when all are apart. Empty ones do not."""
     order = sorted((part, index) for index, part in enumerate(parts) if part[1])
     for ((start, size), one), ((other, _), two) in pairwise(order):
         if start + size > other:
