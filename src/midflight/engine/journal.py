@@ -8,20 +8,56 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from midflight.errors import EngineError
+from midflight.process.model import Mapping
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """Memory that is about to be mapped: ``parts`` of (address, size) in the process (pid, start_time)."""
+    """Memory that is about to be mapped in the process (pid, start_time).
+
+    ``regions`` are (address, parts), each part (size, protection) as given to ``Process.map_memory``.
+    """
 
     pid: int
     start_time: int
-    parts: tuple[tuple[int, int], ...]
+    regions: tuple[tuple[int, tuple[tuple[int, str], ...]], ...]
+
+    def matches(self, maps: Sequence[Mapping], address: int) -> bool:
+        """Whether exactly what was announced at ``address`` (or a part of it, the rest not accessible yet) is mapped.
+
+        Any other mapping there is the program's own, and must not be touched.
+        """
+        parts = next((p for a, p in self.regions if a == address), ())
+        size = sum(s for s, _ in parts)
+        found = [m for m in maps if m.start < address + size and m.end > address]
+        if not found or found[0].start != address or found[-1].end != address + size:
+            return False
+        at = address
+        expected = []
+        for part, protection in parts:
+            expected.append((at, at + part, protection))
+            at += part
+        return all(
+            m.private
+            and not m.inode
+            and not m.path
+            and (
+                not (m.readable or m.writable or m.executable)
+                or all(_protection(m) == p for low, high, p in expected if m.start < high and m.end > low)
+            )
+            for m in found
+        )
+
+
+def _protection(m: Mapping) -> str:
+    return ("r" if m.readable else "") + ("w" if m.writable else "") + ("x" if m.executable else "")
 
 
 def folder() -> Path:
@@ -35,8 +71,14 @@ def folder() -> Path:
 
 
 def _path(announcement: Announcement) -> Path:
-    first = announcement.parts[0][0]
+    first = announcement.regions[0][0]
     return folder() / f"{announcement.pid}-{announcement.start_time}-{first:x}.json"
+
+
+def _make_folder(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid != os.geteuid():
+        raise EngineError(f"{path} belongs to somebody else: set MIDFLIGHT_RUN to a folder of your own")
 
 
 def announce(announcement: Announcement) -> None:
@@ -47,9 +89,7 @@ def announce(announcement: Announcement) -> None:
     """
     path = _path(announcement)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.parent.stat().st_uid != os.geteuid():
-            raise EngineError(f"{path.parent} belongs to somebody else: set MIDFLIGHT_RUN to a folder of your own")
+        _make_folder(path.parent)
         temporary = path.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(asdict(announcement)))
         temporary.replace(path)
@@ -71,8 +111,49 @@ def announced() -> Iterator[Announcement]:
     for path in paths:
         try:
             raw = json.loads(path.read_text())
-            yield Announcement(
-                int(raw["pid"]), int(raw["start_time"]), tuple((int(a), int(s)) for a, s in raw["parts"])
-            )
+            regions = tuple((int(a), tuple((int(s), str(p)) for s, p in parts)) for a, parts in raw["regions"])
+            if regions:
+                yield Announcement(int(raw["pid"]), int(raw["start_time"]), regions)
         except (OSError, ValueError, KeyError, TypeError):
             continue
+
+
+@contextmanager
+def lock(pid: int, start_time: int, timeout: float = 10.0) -> Iterator[None]:
+    """Keep every other engine on this machine away from one process. Released by the kernel if we are killed.
+
+    Raises:
+        EngineError: another one works on it for longer than ``timeout`` seconds.
+    """
+    import fcntl
+
+    path = folder() / f"{pid}-{start_time}.lock"
+    deadline = time.monotonic() + timeout
+    try:
+        _make_folder(path.parent)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise EngineError(f"cannot lock {path} ({error.strerror}): nothing was changed") from error
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= deadline:
+                    raise EngineError(f"process {pid} is being patched by another midflight: try again later") from None
+                time.sleep(0.005)
+        yield
+        # Whoever waits for this name must not lock a file that another has replaced: so it stays until the process ends.
+        if not os.path.exists(f"/proc/{pid}"):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def sweep(alive: Callable[[int, int], bool]) -> None:
+    """Remove what belongs to processes that ended; ``alive`` is asked with pid and start time."""
+    for path in folder().glob("*-*"):
+        pid, start = (path.name.split(".")[0].split("-") + ["", ""])[:2]
+        if pid.isdigit() and start.isdigit() and not alive(int(pid), int(start)):
+            path.unlink(missing_ok=True)

@@ -123,7 +123,7 @@ class Modules:
         instances: dict[int, list[Mapping]] = {}
         for m in group:
             try:
-                instances.setdefault(elf.load_bias(m.start, m.offset), []).append(m)
+                instances.setdefault(elf.load_bias(m.start, m.offset, m.executable), []).append(m)
             except ImageError:
                 continue
         return [

@@ -11,7 +11,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from midflight.errors import ProcessError
+
 Protection = Literal["r", "rx", "rw"]
+
+
+class AddressTaken(ProcessError):
+    """Something is mapped already where memory was to be mapped; the caller tries elsewhere."""
+
+
+class NoSafeThread(ProcessError):
+    """No thread was at a safe point in time; nothing was called."""
+
 
 # Register numbers of a Thread: DWARF numbering of the System V AMD64 ABI (figure 3.36): rax rdx rcx rbx rsi rdi rbp rsp
 # r8 ... r15, and 16 the return address column, here the instruction pointer.

@@ -1,0 +1,346 @@
+"""One apply in one process: plan, prepare, stop, check, write, go, verify - or back to the bytes that were there.
+
+Inside the stop there is only the stack check, reads of the bytes to be replaced, and small writes.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from midflight.engine import journal, unwinding
+from midflight.engine import ledger as ledgers_of
+from midflight.engine.ledger import Ledger, State, Write
+from midflight.engine.modules import Files, Modules
+from midflight.engine.plan import Hotpatch, Inapplicable, Plan, plan
+from midflight.engine.prepare import Prepared, discard, prepare
+from midflight.engine.safepoint import SafePoint
+from midflight.engine.scope import Scope
+from midflight.engine.stackcheck import Busy, Range, StackCheck
+from midflight.errors import EngineError, MidflightError, ProcessError, ProcessGone
+from midflight.process.faults import point
+from midflight.process.model import Process, Stopped
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.0005, 0.05
+_STEP_OUT_AFTER = 2
+_FIRST_STEP, _LONGEST_STEP = 0.002, 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long to try, in seconds: to find the process not busy, to stop it, and for a call in the target."""
+
+    busy: float = 5.0
+    stop: float = 1.0
+    call: float = 2.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one process; ``reason`` is for people, and says what to do next where something is to be done."""
+
+    pid: int
+    start_time: int
+    outcome: str
+    """applied, already, would-apply, skipped, failed, reverted, kept, nothing"""
+    reason: str = ""
+    functions: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    stopped: float = 0.0
+    """Seconds that no thread could run, of the stop in which it was done."""
+    attempts: int = 0
+    memory: int = 0
+    """Bytes mapped."""
+    notes: list[str] = field(default_factory=list)
+
+
+class BusyError(EngineError):
+    """Threads were in the way until the time was up."""
+
+
+class Context:
+    """What all steps of a transaction in one process share."""
+
+    def __init__(self, process: Process, files: Files, limits: Limits) -> None:
+        self.process = process
+        self.limits = limits
+        self.maps = process.maps()
+        self.modules = Modules(process, self.maps, files)
+        self.safe = SafePoint(
+            self.modules,
+            lambda module: unwinding.is_loader(self.modules, module),
+            lambda module: unwinding.is_unwinder(self.modules, module),
+        )
+
+    def ledgers(self) -> list[Ledger]:
+        """The ledgers of the process, now."""
+        return ledgers_of.find(self.process)
+
+    def call_hook(self, ledger: Ledger, name: str) -> None:
+        """Run an author's hook in the target.
+
+        Raises:
+            EngineError: it returned other than 0.
+        """
+        address = dict(ledger.record.hooks).get(name)
+        if address is None:
+            return
+        point(f"hook-{name}")
+        result = self.process.call(address, (), self.safe.blocked, self.limits.call) & 0xFFFFFFFF
+        if result:
+            raise EngineError(f"process {self.process.pid}: the hook {name} of {ledger.record.name} returned {result}")
+
+
+def _ranges(prepared: Sequence[Prepared]) -> list[Range]:
+    """Code that nobody may be in when the entries are written."""
+    found = []
+    for item in prepared:
+        record = item.ledger.record
+        for function in record.functions:
+            # A thread that stands at the first byte goes on with whatever is there then: old code or jump.
+            found += [Range(w.address + 1, w.address + len(w.after), function.name) for w in function.writes]
+        found += trampolines(record.restores)
+        if item.plan.target.policy == "strict":
+            for function in record.functions:
+                found += [Range(a, a + s, function.name) for a, s in function.old]
+            for replaced in item.plan.replaces:
+                found += [Range(f.new[0], f.new[0] + f.new[1], f.name) for f in replaced.record.functions]
+    return found
+
+
+def trampolines(writes: Sequence[Write]) -> list[Range]:
+    """Code that nobody may be in when trampolines are taken away: a short entry leads through its padding."""
+    return [Range(w.address, w.address + len(w.after), f"the trampoline at {w.address:#x}") for w in writes]
+
+
+def _verify(process: Process, writes: Sequence[Write]) -> None:
+    """Prove, in the stop, the very bytes that are about to be replaced."""
+    for write in writes:
+        now = process.read(write.address, len(write.undo))
+        if now != write.undo:
+            raise EngineError(
+                f"process {process.pid}: the bytes at {write.address:#x} changed to {now.hex(' ')} meanwhile: nothing was "
+                "written (run `midflight check`)"
+            )
+
+
+def until_idle(
+    context: Context, check: StackCheck, act: Callable[[Stopped], None], limits: Limits
+) -> tuple[float, int]:
+    """Stop the process, and ``act`` in a stop in which nobody is in the way. Returns (seconds stopped, stops needed).
+
+    Busy threads are given time; after some tries they are led to their return addresses within a bound.
+
+    Raises:
+        BusyError: threads were in the way until the time was up.
+    """
+    deadline = time.monotonic() + limits.busy
+    wait, step = _FIRST_WAIT, _FIRST_STEP
+    attempts = 0
+    while True:
+        attempts += 1
+        with context.process.stop(limits.stop) as stopped:
+            point("stopped")
+            busy = check.busy(stopped.threads)
+            if busy and attempts > _STEP_OUT_AFTER and all(b.exit for b in busy):
+                exits = {b.tid: b.exit for b in busy if b.exit}
+                if stopped.step_out(exits, step):
+                    busy = check.busy(stopped.threads)
+                step = min(step * 2, _LONGEST_STEP)
+            if not busy:
+                act(stopped)
+                point("acted")
+                return stopped.resume(), attempts
+        if time.monotonic() >= deadline:
+            raise BusyError(_why_busy(context.process.pid, busy, limits.busy))
+        # Random, so that a periodic program does not meet us at the same place for ever.
+        time.sleep(wait * random.uniform(0.5, 1.5))
+        wait = min(wait * 2, _LONGEST_WAIT)
+
+
+def _why_busy(pid: int, busy: Sequence[Busy], tried: float) -> str:
+    more = f" (and {len(busy) - 1} more threads)" if len(busy) > 1 else ""
+    return (
+        f"process {pid} was busy for {tried:g} s: {busy[0]}{more}; try again when it is idle, give more time (--timeout), or "
+        "restart it with a fixed build"
+    )
+
+
+class _Commit:
+    """The writes of one transaction, made in the stop, undone in the same stop if one of them fails."""
+
+    def __init__(self, process: Process, prepared: Sequence[Prepared]) -> None:
+        self.process = process
+        self.prepared = prepared
+        self.writes = tuple(w for item in prepared for w in item.ledger.record.writes())
+        self.replaced = tuple(r for item in prepared for r in item.plan.replaces)
+
+    def __call__(self, _: Stopped) -> None:
+        _verify(self.process, self.writes)
+        for item in self.prepared:
+            ledgers_of.set_state(self.process, item.ledger, State.COMMITTING)
+        point("committing")
+        done: list[Write] = []
+        try:
+            for write in self.writes:
+                self.process.write(write.address, write.after)
+                done.append(write)
+                point("entry-written")
+        except MidflightError:
+            for write in reversed(done):
+                self.process.write(write.address, write.undo)
+            for item in self.prepared:
+                ledgers_of.set_state(self.process, item.ledger, State.PREPARED if item.fresh else State.RETIRED)
+            raise
+        for item in self.prepared:
+            ledgers_of.set_state(self.process, item.ledger, State.APPLIED)
+            point("applied")
+        for replaced in self.replaced:
+            ledgers_of.set_state(self.process, replaced, State.RETIRED)
+            point("replaced")
+
+
+def _prepare_all(context: Context, plans: Sequence[Plan], hotpatch: Hotpatch, done: list[Prepared]) -> None:
+    """Prepare every plan; what is ``done`` is there for the caller to undo, whatever happens."""
+    process, limits = context.process, context.limits
+    order = max((item.order for item in context.ledgers()), default=0)
+    unwinder = unwinding.find(context.modules) if any(p.target.unwind for p in plans) else None
+    scope: Scope | None = None
+    for number, one in enumerate(plans, 1):
+        if one.target.unwind and one.target.unwind.throws and unwinder is None:
+            raise EngineError(
+                f"process {process.pid}: exceptions may pass through the new code, and no unwinder (libgcc_s) is loaded to "
+                "register it with: restart the process with a fixed build"
+            )
+        addresses = []
+        if one.target.imports:
+            scope = scope or Scope(
+                context.modules, lambda at: process.call(at, (), context.safe.light, limits.call)
+            )
+            addresses = [scope.address(wanted) for wanted in one.target.imports]
+        registers = one.target.unwind is not None and unwinder is not None
+        done.append(prepare(process, one, hotpatch, addresses, registers, order + number))
+        point("prepared")
+        ledger = done[-1].ledger
+        if registers and unwinder is not None and not ledger.flags & ledgers_of.FLAG_UNWIND:
+            ledger = unwinding.register(context.modules, context.safe, unwinder, ledger, limits.call)
+            done[-1] = Prepared(one, ledger, done[-1].fresh)
+            point("registered")
+
+
+def _undo_prepared(context: Context, done: Sequence[Prepared]) -> None:
+    """Give back what was prepared and never entered."""
+    for item in done:
+        if item.fresh:
+            give_back(context, item.ledger)
+
+
+def give_back(context: Context, ledger: Ledger) -> bool:
+    """Give back memory that nothing leads to and nobody is in; what the unwinder keeps a record of stays, as retired."""
+    ledger = ledgers_of.set_state(context.process, ledger, State.RETIRED)
+    if ledger.flags & ledgers_of.FLAG_UNWIND:
+        try:
+            unwinding.deregister(context.modules, context.safe, ledger, context.limits.call)
+        except MidflightError:
+            return False
+    discard(context.process, ledger)
+    return True
+
+
+def _rollback(context: Context, prepared: Sequence[Prepared]) -> None:
+    """Undo a committed transaction: what it found is put back, replaced hotpatches are in force again."""
+    process = context.process
+    writes = [w for item in prepared for w in item.ledger.record.writes()]
+
+    def act(_: Stopped) -> None:
+        for item in prepared:
+            ledgers_of.set_state(process, item.ledger, State.COMMITTING)
+        for item in prepared:
+            for replaced in item.plan.replaces:
+                ledgers_of.set_state(process, replaced, State.APPLIED)
+        for write in reversed(writes):
+            if process.read(write.address, len(write.after)) == write.after:
+                process.write(write.address, write.undo)
+        for item in prepared:
+            ledgers_of.set_state(process, item.ledger, State.RETIRED)
+
+    until_idle(context, StackCheck(trampolines(writes), context.modules.frames_at), act, context.limits)
+
+
+def apply(process: Process, hotpatch: Hotpatch, files: Files, limits: Limits, dry_run: bool = False) -> Outcome:
+    """Put a hotpatch into one process, in all instances of all its images, all or nothing.
+
+    Never raises for what can go wrong with a process: the outcome says it.
+    """
+    outcome = Outcome(process.pid, process.start_time, "failed")
+    try:
+        with journal.lock(process.pid, process.start_time):
+            _apply(process, hotpatch, files, limits, dry_run, outcome)
+    except Inapplicable as error:
+        already = "in force already" in str(error)
+        outcome.outcome, outcome.reason = "already" if already else "skipped", str(error)
+    except ProcessGone as error:
+        outcome.outcome, outcome.reason = "skipped", str(error)
+    except MidflightError as error:
+        outcome.reason = str(error)
+    return outcome
+
+
+def _apply(
+    process: Process, hotpatch: Hotpatch, files: Files, limits: Limits, dry_run: bool, outcome: Outcome
+) -> None:
+    from midflight.engine.revert import recover_process
+
+    context = Context(process, files, limits)
+    existing = context.ledgers()
+    reason = process.untouchable()
+    if any(context.modules.with_build_id(t.build_id) for t in hotpatch.manifest.targets) and reason:
+        raise EngineError(reason)
+    if not dry_run and any(i.state in (State.PREPARED, State.COMMITTING, State.REVERTING) for i in existing):
+        outcome.notes.append(recover_process(context).reason)
+        existing = context.ledgers()
+    plans = plan(context.modules, hotpatch, existing)
+    outcome.functions = tuple(f.function.name for p in plans for f in p.functions)
+    outcome.images = tuple(sorted({p.module.path for p in plans}))
+    if dry_run:
+        outcome.outcome = "would-apply"
+        return
+    prepared: list[Prepared] = []
+    try:
+        _prepare_all(context, plans, hotpatch, prepared)
+        for item in prepared:
+            context.call_hook(item.ledger, "before_apply")
+        check = StackCheck(_ranges(prepared), context.modules.frames_at)
+        seconds, outcome.attempts = until_idle(context, check, _Commit(process, prepared), limits)
+    except ProcessGone:
+        raise
+    except MidflightError:
+        _undo_prepared(context, prepared)
+        raise
+    _after(context, prepared, seconds, outcome)
+
+
+def _after(context: Context, prepared: Sequence[Prepared], seconds: float, outcome: Outcome) -> None:
+    """Note the figures, verify from outside, run the hooks; anything unexpected goes back."""
+    process = context.process
+    outcome.stopped = seconds
+    outcome.memory = sum(item.ledger.size for item in prepared)
+    now = time.time_ns()
+    try:
+        for item in prepared:
+            ledgers_of.note_apply(process, item.ledger, now, round(seconds * 1e9))
+            for write in item.ledger.record.writes():
+                if process.read(write.address, len(write.after)) != write.after:
+                    raise EngineError(f"process {process.pid}: the entry at {write.address:#x} was not written")
+        point("verified")
+        for item in prepared:
+            context.call_hook(item.ledger, "after_apply")
+    except ProcessGone:
+        raise
+    except MidflightError as error:
+        _rollback(context, prepared)
+        raise EngineError(f"{error}; the hotpatch was taken out again") from error
+    outcome.outcome = "applied"
+    outcome.reason = ""
