@@ -43,6 +43,7 @@ from midflight.image.sections import (
 from midflight.image.source import FileSource, MemorySource, RemoteSource, Source, Strings, decode
 from midflight.image.symbols import ENTRY, R_IRELATIVE, read_relocations, read_symbols
 from midflight.image.tables import UnwindTables, read_unwind_tables
+from midflight.image.unwind import FrameTable
 
 
 class ElfFile:
@@ -71,7 +72,7 @@ class ElfFile:
     def read_remote(cls, read: Callable[[int, int], bytes], base: int, name: str = "[vdso]") -> ElfFile:
         """An image that is only in a process's memory, its ELF header at address ``base``.
 
-        ``read(address, size)`` reads the process. Section headers are used when they are loaded too (as in the vDSO)."""
+        ``read(address, size)`` reads the process. Section headers are used when they are loaded too, as in the vDSO."""
         # Header and program headers come first, and are in the first page of everything that a loader maps.
         first = Layout(RemoteSource(read, [(0, PAGE, base)], name))
         if not first.loads:
@@ -220,7 +221,7 @@ class ElfFile:
 
     def thread_pointer_offset(self, value: int) -> int:
         """Offset from the thread pointer (negative) of a TLS symbol's ``value``, for executables only (AMD64
-        supplement, TLS variant II: the executable's block ends at the thread pointer). Raises ImageError without a TLS segment."""
+        supplement, TLS variant II: the executable's block ends at the thread pointer). Raises ImageError if not so."""
         tls = self.tls
         if tls is None or self.kind != "executable":
             raise ImageError(f"{self.name}: not an executable with thread-local storage")
@@ -435,5 +436,11 @@ class ElfFile:
         header = self._layout.segment(PT_GNU_EH_FRAME)
         return read_unwind_tables(self._layout, header, lambda: self.section(".eh_frame"))
 
+    @cached_property
+    def frame_table(self) -> FrameTable | None:
+        """What unwinds frames of this image (addresses as everywhere here: link-time); None without unwind tables."""
+        tables = self.unwind_tables
+        return None if tables is None else FrameTable(tables.eh_frame, tables.vaddr, tables.header, tables.header_vaddr)
 
-__all__ = ["ElfFile", "GotSlot", "PltEntry", "UnwindTables", "VersionNeed"]
+
+__all__ = ["ElfFile", "FrameTable", "GotSlot", "PltEntry", "UnwindTables", "VersionNeed"]
