@@ -1,6 +1,7 @@
 """ELF images: 64-bit x86-64 objects, libraries and executables, read lazily and safe against any bytes.
 
-Nothing is parsed before it is asked for, and then kept. Whatever the bytes, only :class:`~midflight.errors.ImageError`
+Nothing is parsed (and no module imported) before it is asked for; what was read is kept. Whatever the bytes, only
+:class:`~midflight.errors.ImageError`
 escapes. What the loader sees is read through the program headers; section headers serve where nothing else tells.
 """
 
@@ -11,10 +12,10 @@ import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from midflight.errors import ImageError
 from midflight.image import dynamic as dyn
-from midflight.image import plt as stubs
 from midflight.image.dynamic import Dynamic, VersionNeed
 from midflight.image.layout import (
     ET_DYN,
@@ -29,7 +30,6 @@ from midflight.image.layout import (
 )
 from midflight.image.model import Kind, Relocation, Section, Segment, Symbol
 from midflight.image.notes import build_id_of
-from midflight.image.plt import GotSlot, PltEntry
 from midflight.image.sections import (
     SHF_ALLOC,
     SHT_NOBITS,
@@ -43,7 +43,10 @@ from midflight.image.sections import (
 from midflight.image.source import FileSource, MemorySource, RemoteSource, Source, Strings, decode
 from midflight.image.symbols import ENTRY, R_IRELATIVE, read_relocations, read_symbols
 from midflight.image.tables import UnwindTables, read_unwind_tables
-from midflight.image.unwind import FrameTable
+
+if TYPE_CHECKING:
+    from midflight.image.plt import GotSlot, PltEntry
+    from midflight.image.unwind import FrameTable
 
 
 class ElfFile:
@@ -398,10 +401,14 @@ class ElfFile:
     @cached_property
     def got_entries(self) -> tuple[GotSlot, ...]:
         """GOT slots that hold the address of a named symbol (GLOB_DAT, JUMP_SLOT)."""
+        from midflight.image import plt as stubs
+
         return stubs.got_entries(self._source, self._dynamic_relocations, self._dynamic.symbols)
 
     @cached_property
     def _got_slots(self) -> dict[str, int]:
+        from midflight.image import plt as stubs
+
         return stubs.slots_by_name(self.got_entries)
 
     def got_slots(self) -> Mapping[str, int]:
@@ -417,10 +424,14 @@ class ElfFile:
     @cached_property
     def plt_entries(self) -> tuple[PltEntry, ...]:
         """PLT entries, decoded, by address."""
+        from midflight.image import plt as stubs
+
         return stubs.plt_entries(self._layout, self.sections, self.got_entries, self.irelative)
 
     @cached_property
     def _plt(self) -> dict[str, tuple[int, ...]]:
+        from midflight.image import plt as stubs
+
         return stubs.entries_by_name(self.plt_entries)
 
     def plt(self) -> Mapping[str, tuple[int, ...]]:
@@ -439,8 +450,7 @@ class ElfFile:
     @cached_property
     def frame_table(self) -> FrameTable | None:
         """What unwinds frames of this image (addresses as everywhere here: link-time); None without unwind tables."""
+        from midflight.image.unwind import FrameTable
+
         tables = self.unwind_tables
         return None if tables is None else FrameTable(tables.eh_frame, tables.vaddr, tables.header, tables.header_vaddr)
-
-
-__all__ = ["ElfFile", "FrameTable", "GotSlot", "PltEntry", "UnwindTables", "VersionNeed"]

@@ -371,7 +371,7 @@ def walk(
     """Unwind a whole stack from a thread's registers (by DWARF number).
 
     ``find_module(address)`` says which image's code an address is in. ``read_word(address)`` reads 8 bytes of
-    memory; whatever it raises of LookupError, OSError, ValueError, struct.error or MidflightError ends the walk, incomplete.
+    memory; what it raises (LookupError, OSError, ValueError, struct.error, MidflightError) ends the walk, incomplete.
 
     Complete is only what ends at a return address that is undefined (``_start``, ``clone``), at a return into the first
     instructions of a module's entry point, or at return address 0 with frame pointer 0 (AMD64 supplement 3.4.1: so is
