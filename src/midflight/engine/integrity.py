@@ -127,7 +127,7 @@ class _Check:
     def _compare(self, start: int, disk: bytes, path: str) -> None:
         found = self.process.read(start, len(disk))
         self.compared += len(disk)
-        # An entry that lies across two chunks is looked at with the bytes of both.
+        # The forge never lays an entry across pages, so none lies across two chunks.
         expected, explained = _expected(self.ledgers, start, disk)
         self.explained += explained
         for low, high in _ranges(expected, found):

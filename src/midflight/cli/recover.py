@@ -1,0 +1,65 @@
+"""midflight recover: finish or undo what an interrupted run left behind."""
+
+from __future__ import annotations
+
+import argparse
+
+from midflight.cli import processes as shared
+from midflight.cli.output import Output
+
+HELP = """\
+Finishes or undoes what an apply or revert left that was killed on its way. The record in each process says how far it got:
+memory that was only prepared is given back; a hotpatch whose entries are all written is completed, one that is half-way in
+is undone; a revert that was begun is finished. Processes are safe until then: each function runs its old or its new code.
+
+apply and revert do this by themselves for the processes that they work on."""
+
+EXAMPLES = """\
+midflight recover --all"""
+
+EXIT_STATUS = """\
+0  nothing is left half-done
+1  a process holds something that no run of ours would have left; it was not touched
+2  bad usage"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of this command."""
+    shared.add_selection(parser)
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Carry out the command; returns the exit status."""
+    from midflight.engine import journal
+    from midflight.engine.inventory import find_ledgers
+    from midflight.engine.modules import Files
+    from midflight.engine.revert import recover
+    from midflight.engine.transaction import Limits
+    from midflight.errors import MidflightError
+
+    outcomes = []
+    announced = {a.pid for a in journal.announced()}
+    with Files() as files:
+        found = shared.chosen(args.pid)
+        for process in found:
+            with process:
+                if args.all and process.pid not in announced:
+                    try:
+                        if not find_ledgers(process):
+                            continue
+                    except MidflightError:
+                        # A damaged ledger is reported by the recovery itself.
+                        pass
+                out.progress(f"process {process.pid}")
+                outcomes.append(recover(process, files, Limits()))
+    out.progress_done()
+    if args.all:
+        alive = {(process.pid, process.start_time) for process in found}
+        journal.sweep(lambda pid, start: (pid, start) in alive)
+    outcomes = [o for o in outcomes if args.pid or o.outcome != "nothing"]
+    out.result({"processes": shared.plain(outcomes)})
+    for o in outcomes:
+        out.line(f"{o.pid} {shared.command_name(o.pid)}: {o.reason}")
+    if not outcomes:
+        out.line("nothing was left half-done")
+    return 1 if any(o.outcome == "failed" for o in outcomes) else 0

@@ -1,0 +1,152 @@
+"""midflight status: show which hotpatches run in which processes."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+from midflight.cli import processes as shared
+from midflight.cli.output import Output, Styled
+
+if TYPE_CHECKING:
+    from midflight.engine.ledger import Ledger
+
+HELP = """\
+Shows, per process, the hotpatches that its memory carries, as the record inside the process says: image and baseline
+(build-id), state, functions, memory added, how long threads stood still, when it was applied and by whom.
+
+States: applied (in force); retired (taken out or replaced, memory kept); prepared, committing, reverting (left by a run that
+was killed: use midflight recover).
+
+--perf-map prints the symbols of new code in the form that perf reads from /tmp/perf-PID.map."""
+
+EXAMPLES = """\
+midflight status
+midflight status --pid 4711 --json
+midflight status --pid 4711 --perf-map > /tmp/perf-4711.map"""
+
+EXIT_STATUS = """\
+0  shown
+1  a process's record is damaged, or left half-done by a killed run
+2  bad usage"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of this command."""
+    shared.add_selection(parser, required=False)
+    parser.add_argument("--perf-map", action="store_true", help="print symbols of new code for perf, and nothing else")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Carry out the command; returns the exit status."""
+    from midflight.engine.inventory import find_ledgers
+    from midflight.errors import MidflightError, ProcessGone
+
+    found: list[tuple[int, Ledger]] = []
+    errors: dict[int, str] = {}
+    for process in shared.chosen(args.pid):
+        with process:
+            try:
+                found += [(process.pid, ledger) for ledger in find_ledgers(process)]
+            except ProcessGone:
+                continue
+            except MidflightError as error:
+                # Somebody else's process is no failure unless it was asked for.
+                if args.pid or "ledger" in str(error):
+                    errors[process.pid] = str(error)
+    if args.perf_map:
+        return _perf_map(found, out)
+    out.result({"processes": _plain(found), "errors": errors})
+    _show(out, found, bool(args.pid))
+    for pid, text in errors.items():
+        out.line(f"{pid}: ", Styled(text, "bad"))
+    if not found and not errors:
+        out.line("no process carries a hotpatch")
+    half = [ledger for _, ledger in found if ledger.state.name in ("PREPARED", "COMMITTING", "REVERTING")]
+    return 1 if errors or half else 0
+
+
+def _when(nanoseconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(nanoseconds / 1e9)) if nanoseconds else ""
+
+
+def _plain(found: list[tuple[int, Ledger]]) -> list[dict[str, Any]]:
+    by_pid: dict[int, list[dict[str, Any]]] = {}
+    for pid, ledger in found:
+        record = ledger.record
+        by_pid.setdefault(pid, []).append(
+            {
+                "name": record.name,
+                "sequence": record.sequence,
+                "sha256": record.digest,
+                "cves": record.cves,
+                "description": record.description,
+                "image": record.image_name,
+                "build_id": record.build_id,
+                "state": ledger.state.name.lower(),
+                "functions": [
+                    {
+                        "name": f.name,
+                        "old": [{"address": a, "size": s} for a, s in f.old],
+                        "new": {"address": f.new[0], "size": f.new[1]},
+                    }
+                    for f in record.functions
+                ],
+                "address": ledger.base,
+                "memory": ledger.size,
+                "unwind_registered": bool(ledger.flags & 1),
+                "policy": record.policy,
+                "applied_at": _when(ledger.applied_at),
+                "stopped_seconds": ledger.stopped / 1e9,
+                "reverted_at": _when(ledger.reverted_at),
+                "revert_stopped_seconds": ledger.revert_stopped / 1e9,
+                "by": record.by,
+                "engine": record.engine,
+            }
+        )
+    return [{"pid": pid, "command": shared.command_name(pid), "hotpatches": list(rows)} for pid, rows in by_pid.items()]
+
+
+def _show(out: Output, found: list[tuple[int, Ledger]], detailed: bool) -> None:
+    styles = {"applied": "good", "retired": "dim"}
+    if found:
+        out.table(
+            ["PID", "COMMAND", "IMAGE", "HOTPATCH", "STATE", "FUNCS", "KIB", "STOPPED MS"],
+            [
+                [
+                    str(pid),
+                    shared.command_name(pid),
+                    ledger.record.image_name,
+                    f"{ledger.record.name} {ledger.record.sequence}",
+                    Styled(ledger.state.name.lower(), styles.get(ledger.state.name.lower(), "bad")),  # type: ignore[arg-type]
+                    str(len(ledger.record.functions)),
+                    shared.kib(ledger.size),
+                    shared.milliseconds(ledger.stopped / 1e9),
+                ]
+                for pid, ledger in found
+            ],
+        )
+    for pid, ledger in found if detailed else ():
+        record = ledger.record
+        out.line("")
+        out.line(Styled(f"{record.name} {record.sequence}", "bold"), f" in {pid}")
+        out.line(f"  CVEs       {', '.join(record.cves) or 'none named'}")
+        out.line(f"  baseline   {record.build_id}")
+        out.line(f"  file       sha256 {record.digest}")
+        out.line(f"  applied    {_when(ledger.applied_at) or 'never'} by {record.by} (midflight {record.engine})")
+        if ledger.reverted_at:
+            out.line(f"  reverted   {_when(ledger.reverted_at)}")
+        unwinding = "registered" if ledger.flags & 1 else "not registered"
+        out.line(f"  memory     {ledger.size // 1024} KiB at {ledger.base:#x}, unwind data {unwinding}")
+        for f in record.functions:
+            old = ", ".join(f"{a:#x}+{s}" for a, s in f.old)
+            out.line(f"  function   {f.name}: {old} -> {f.new[0]:#x}+{f.new[1]}")
+
+
+def _perf_map(found: list[tuple[int, Ledger]], out: Output) -> int:
+    for _, ledger in found:
+        record = ledger.record
+        for name, address, size in record.symbols:
+            out.line(f"{address:x} {size:x} {name}[{record.name}]".replace(" [", "["))
+    return 0
