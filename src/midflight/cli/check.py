@@ -11,7 +11,8 @@ from midflight.cli.output import Output, Styled
 
 HELP = """\
 Compares all executable memory of processes with the files that they were mapped from, plus what the hotpatches in force
-account for. Every byte range that is left is named: a debugger's breakpoint, an inline hook, injected or generated code.
+account for. Every byte range that is left is named: a debugger's breakpoint, an inline hook, injected or generated
+code.
 Reads only; the process goes on.
 
 Without --pid, all processes that carry a hotpatch are checked; with --all, every process."""

@@ -15,13 +15,22 @@ if TYPE_CHECKING:
     from midflight.patch.hotpatch import Hotpatch
     from midflight.process.linux import LinuxProcess
 
-_STYLE = {"applied": "good", "already": "good", "reverted": "good", "recovered": "good", "failed": "bad", "skipped": "warn"}
+_STYLE = {
+    "applied": "good",
+    "already": "good",
+    "reverted": "good",
+    "recovered": "good",
+    "failed": "bad",
+    "skipped": "warn",
+}
 
 
 def add_selection(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """--pid and --all."""
     group = parser.add_mutually_exclusive_group(required=required)
-    group.add_argument("--pid", type=_pid, action="append", metavar="N", help="this process; may be given several times")
+    group.add_argument(
+        "--pid", type=_pid, action="append", metavar="N", help="this process; may be given several times"
+    )
     group.add_argument("--all", action="store_true", help="every process, in containers too")
 
 

@@ -8,9 +8,10 @@ from midflight.cli import processes as shared
 from midflight.cli.output import Output
 
 HELP = """\
-Finishes or undoes what an apply or revert left that was killed on its way. The record in each process says how far it got:
-memory that was only prepared is given back; a hotpatch whose entries are all written is completed, one that is half-way in
-is undone; a revert that was begun is finished. Processes are safe until then: each function runs its old or its new code.
+Finishes or undoes what an apply or revert left that was killed on its way. The record in each process says how far it
+got: memory that was only prepared is given back; a hotpatch whose entries are all written is completed, one that is
+half-way in is undone; a revert that was begun is finished. Processes are safe until then: each function runs its old
+or its new code.
 
 apply and revert do this by themselves for the processes that they work on."""
 

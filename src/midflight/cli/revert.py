@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 HELP = """\
 Takes a hotpatch out of running processes: the entries get the bytes of the file on disk again. No function needs to be
-idle for that; threads that are inside new code leave it when they return. Which hotpatch is named by its file, or by its
-name (and sequence) as midflight status shows them; the file need not be at hand.
+idle for that; threads that are inside new code leave it when they return. Which hotpatch is named by its file, or by
+its name (and sequence) as midflight status shows them; the file need not be at hand.
 
-Memory is given back when the program cannot hold an address of it any more. Otherwise it stays, unused, until the process
-ends or the same hotpatch is applied again."""
+Memory is given back when the program cannot hold an address of it any more. Otherwise it stays, unused, until the
+process ends or the same hotpatch is applied again."""
 
 EXAMPLES = """\
 midflight revert fix.hotpatch --all

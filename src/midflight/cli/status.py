@@ -16,8 +16,8 @@ HELP = """\
 Shows, per process, the hotpatches that its memory carries, as the record inside the process says: image and baseline
 (build-id), state, functions, memory added, how long threads stood still, when it was applied and by whom.
 
-States: applied (in force); retired (taken out or replaced, memory kept); prepared, committing, reverting (left by a run that
-was killed: use midflight recover).
+States: applied (in force); retired (taken out or replaced, memory kept); prepared, committing, reverting (left by a
+run that was killed: use midflight recover).
 
 --perf-map prints the symbols of new code in the form that perf reads from /tmp/perf-PID.map."""
 

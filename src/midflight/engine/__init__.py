@@ -1,5 +1,5 @@
-"""Puts hotpatches into processes and takes them out: plan, link, stack check, transaction, ledger, integrity. OS-neutral:
-everything that touches a process goes through ``midflight.process``. Standard library alone.
+"""Puts hotpatches into processes and takes them out: plan, link, stack check, transaction, ledger, integrity.
+OS-neutral: everything that touches a process goes through ``midflight.process``. Standard library alone.
 
     modules      what a process has loaded, where, and how its frames unwind
     scope        looks a symbol up as the target's own dynamic linker would

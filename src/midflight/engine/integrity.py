@@ -92,7 +92,7 @@ def _expected(ledgers: Sequence[Ledger], start: int, disk: bytes) -> tuple[bytes
         if ledger.in_force:
             for write in ledger.record.writes():
                 at = write.address - start
-                if 0 <= at and at + len(write.after) <= len(data) and write.after != data[at : at + len(write.after)]:
+                if at >= 0 and at + len(write.after) <= len(data) and write.after != data[at : at + len(write.after)]:
                     data[at : at + len(write.after)] = write.after
                     explained += len(write.after)
     return bytes(data), explained
@@ -165,7 +165,9 @@ class _Check:
             if not intact(self.process, ledger):
                 record = ledger.record
                 self.differences.append(
-                    Difference(ledger.base, ledger.size, f"hotpatch {record.name} {record.sequence}", "", "", "altered payload")
+                    Difference(
+                        ledger.base, ledger.size, f"hotpatch {record.name} {record.sequence}", "", "", "altered payload"
+                    )
                 )
 
 

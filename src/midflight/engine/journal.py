@@ -1,7 +1,8 @@
 """The journal: announces memory in a target before it exists, so that it can be found before it carries a ledger.
 
-One small file a transaction, below ``/run/midflight`` (or ``XDG_RUNTIME_DIR`` for a user who is not root), written before the
-memory is mapped and removed when the ledger stands. What a killed engine leaves here is what ``recover`` unmaps.
+One small file a transaction, below ``/run/midflight`` (or ``XDG_RUNTIME_DIR`` for a user who is not root), written
+before the memory is mapped and removed when the ledger stands. What a killed engine leaves here is what ``recover``
+unmaps.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ def lock(pid: int, start_time: int, timeout: float = 10.0) -> Iterator[None]:
                     raise EngineError(f"process {pid} is being patched by another midflight: try again later") from None
                 time.sleep(0.005)
         yield
-        # Whoever waits for this name must not lock a file that another has replaced: so it stays until the process ends.
+        # Whoever waits for this name must not lock a file that another has replaced: so it stays until the process
+        # ends.
         if not os.path.exists(f"/proc/{pid}"):
             path.unlink(missing_ok=True)
     finally:
@@ -154,6 +156,6 @@ def lock(pid: int, start_time: int, timeout: float = 10.0) -> Iterator[None]:
 def sweep(alive: Callable[[int, int], bool]) -> None:
     """Remove what belongs to processes that ended; ``alive`` is asked with pid and start time."""
     for path in folder().glob("*-*"):
-        pid, start = (path.name.split(".")[0].split("-") + ["", ""])[:2]
+        pid, start = [*path.name.split(".")[0].split("-"), "", ""][:2]
         if pid.isdigit() and start.isdigit() and not alive(int(pid), int(start)):
             path.unlink(missing_ok=True)

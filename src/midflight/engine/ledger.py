@@ -1,7 +1,7 @@
 """The ledger: the record inside the target process of what was patched, from which anyone can finish or undo it.
 
-It is the first page (or pages) of the memory that a hotpatch maps, read-only for the target, and found by its magic. A fixed
-header (little endian) holds what changes; the body, JSON compressed with zlib under a SHA-256, is written once:
+It is the first page (or pages) of the memory that a hotpatch maps, read-only for the target, and found by its magic. A
+fixed header (little endian) holds what changes; the body, JSON compressed with zlib under a SHA-256, is written once:
 
     0   16s  magic "MIDFLIGHT\\0LEDGER"
     16  u32  format (1)         20  u32  header size (256)
@@ -167,8 +167,8 @@ def build(record: Record, region: int, order: int) -> bytes:
     """Header and body of a new ledger in state PREPARED, for a region of ``region`` bytes."""
     body = encode(record)
     header = _HEADER.pack(
-        MAGIC, FORMAT, HEADER_SIZE, State.PREPARED, region, HEADER_SIZE, len(body), hashlib.sha256(body).digest(), order,
-        0, 0, 0, 0, 0,
+        MAGIC, FORMAT, HEADER_SIZE, State.PREPARED, region, HEADER_SIZE, len(body), hashlib.sha256(body).digest(),
+        order, 0, 0, 0, 0, 0,
     )  # fmt: skip
     return header.ljust(HEADER_SIZE, b"\0") + body
 
@@ -213,7 +213,8 @@ def decode(body: bytes) -> Record:
             bias=int(raw["bias"]),
             functions=tuple(_function(f) for f in raw["functions"]),
             segments=tuple(
-                MappedSegment(str(s["kind"]), int(s["address"]), int(s["size"]), str(s["sha256"])) for s in raw["segments"]
+                MappedSegment(str(s["kind"]), int(s["address"]), int(s["size"]), str(s["sha256"]))
+                for s in raw["segments"]
             ),
             symbols=tuple((str(n), int(a), int(s)) for n, a, s in raw["symbols"]),
             unwind=(int(pair[0]), int(pair[1])) if pair else None,

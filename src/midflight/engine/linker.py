@@ -34,7 +34,9 @@ class Islands:
         """
         if target not in self.known:
             if len(self.contents) + ISLAND_SIZE > self.capacity:
-                raise EngineError("too many far targets for one page of islands: restart the process with a fixed build")
+                raise EngineError(
+                    "too many far targets for one page of islands: restart the process with a fixed build"
+                )
             self.known[target] = self.base + len(self.contents)
             self.contents += (_ISLAND + struct.pack("<Q", target)).ljust(ISLAND_SIZE, b"\xcc")
         return self.known[target]
@@ -79,8 +81,8 @@ def _field(relocation: Relocation, at: int, value: int, islands: Islands | None)
     elif relocation.form == "abs32s" and -(1 << 31) <= value < 1 << 31:
         return struct.pack("<i", value)
     raise EngineError(
-        f"what payload offset {relocation.offset:#x} refers to ({value:#x}) is out of reach of a {relocation.form} field: "
-        "there is no free memory near the image"
+        f"what payload offset {relocation.offset:#x} refers to ({value:#x}) is out of reach of a {relocation.form} "
+        "field: there is no free memory near the image"
     )
 
 

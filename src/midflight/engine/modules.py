@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from midflight.errors import ImageError, ProcessError
+from midflight.image import unwind
 from midflight.image.elf import ElfFile
-from midflight.image.unwind import FrameTable
 from midflight.process.model import Mapping, Process
 
 FileKey = tuple[int, int, int, int]
@@ -42,7 +42,6 @@ class Files:
 
     def __init__(self) -> None:
         self._images: dict[FileKey, ElfFile | None] = {}
-        self._frames: dict[FileKey, FrameTable | None] = {}
 
     def image(self, process: Process, mapping: Mapping) -> tuple[FileKey, ElfFile | None]:
         """The file behind a mapping; None when it is no ELF file that we can read.
@@ -63,13 +62,6 @@ class Files:
                 self._images[key] = None
         return key, self._images[key]
 
-    def frames(self, key: FileKey) -> FrameTable | None:
-        """The unwind tables of a file that ``image`` opened."""
-        if key not in self._frames:
-            elf = self._images[key]
-            self._frames[key] = FrameTable.of(elf) if elf is not None else None
-        return self._frames[key]
-
     def opened(self, key: FileKey) -> ElfFile | None:
         """The file that ``image`` opened under ``key``."""
         return self._images[key]
@@ -80,7 +72,6 @@ class Files:
             if elf is not None:
                 elf.close()
         self._images.clear()
-        self._frames.clear()
 
     def __enter__(self) -> Files:
         return self
@@ -110,7 +101,9 @@ class Modules:
                 self.all.extend(self._instances(group))
         self.all.sort(key=lambda module: module.start)
         self._starts = [module.start for module in self.all]
-        self._vdso: tuple[int, int, FrameTable | None] | None = None
+        self._vdso: tuple[int, int, unwind.FrameTable | None] | None = None
+        self._payloads: dict[int, tuple[int, tuple[int, int]]] = {}
+        self._tables: dict[int, unwind.FrameTable] = {}
 
     def _instances(self, group: list[Mapping]) -> list[Module]:
         code = next(m for m in group if m.executable)
@@ -152,23 +145,33 @@ class Modules:
                 return candidate
         return None
 
-    def frames_at(self, address: int) -> tuple[int, FrameTable] | None:
-        """Load bias and unwind tables for the code at ``address``."""
+    def add_payload(self, start: int, end: int, eh_frame: tuple[int, int]) -> None:
+        """Make code of a hotpatch known: [start, end) unwinds by the .eh_frame at (address, size) in the process."""
+        self._payloads[start] = (end, eh_frame)
+
+    def frames_at(self, address: int) -> unwind.Module | None:
+        """How to unwind the code at ``address``; None when nothing describes it."""
         module = self.at(address)
-        if module is not None and module.file is not None:
-            table = self.files.frames(module.file)
-            return None if table is None else (module.bias, table)
+        if module is not None:
+            elf = self.image(module)
+            table = elf.frame_table
+            return None if table is None else unwind.Module(module.bias, table, elf.entry)
+        for start, (end, (at, size)) in self._payloads.items():
+            if start <= address < end:
+                if start not in self._tables:
+                    self._tables[start] = unwind.FrameTable(self.process.read(at, size), at)
+                return unwind.Module(0, self._tables[start])
         return self._vdso_frames(address)
 
-    def _vdso_frames(self, address: int) -> tuple[int, FrameTable] | None:
+    def _vdso_frames(self, address: int) -> unwind.Module | None:
         if self._vdso is None:
             self._vdso = (0, 0, None)
             for m in self.maps:
                 if m.path == _VDSO:
                     try:
-                        elf = ElfFile(self.process.read(m.start, m.end - m.start), _VDSO)
-                        self._vdso = (m.start, m.end, FrameTable.of(elf))
+                        table = ElfFile(self.process.read(m.start, m.end - m.start), _VDSO).frame_table
+                        self._vdso = (m.start, m.end, table)
                     except ImageError:
                         self._vdso = (m.start, m.end, None)
         start, end, table = self._vdso
-        return (start, table) if table is not None and start <= address < end else None
+        return unwind.Module(start, table) if table is not None and start <= address < end else None

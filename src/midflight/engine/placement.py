@@ -1,7 +1,7 @@
 """Free address space near an image: where a hotpatch can be mapped without being in anybody's way.
 
-Code reaches 2 GiB in either direction (AMD64 ABI, small code model), so the whole payload must lie within that of the whole
-image. Room that the program itself may grow into is left alone: the heap grows up, stacks grow down.
+Code reaches 2 GiB in either direction (AMD64 ABI, small code model), so the whole payload must lie within that of the
+whole image. Room that the program itself may grow into is left alone: the heap grows up, stacks grow down.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def holes(maps: Sequence[Mapping]) -> list[tuple[int, int]]:
         low = max(low, m.end + (_HEAP_ROOM if m.path == "[heap]" else 0) + _GUARD)
         if low >= _HIGHEST:
             return result
-    if _HIGHEST - _GUARD > low:
+    if low < _HIGHEST - _GUARD:
         result.append((low, _HIGHEST - _GUARD))
     return result
 

@@ -37,12 +37,14 @@ class Hotpatch(Protocol):
 
 
 class Inapplicable(EngineError):
-    """The hotpatch has no business in this process (already there, superseded, another baseline): skipped, no failure."""
+    """The hotpatch has no business in this process (already there, superseded, another baseline): skipped, no
+    failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One place to be written: what is there now, what a revert puts back, and the near jump's own address if it is one."""
+    """One place to be written: what is there now, what a revert puts back, and the near jump's own address if it is
+    one."""
 
     address: int
     now: bytes
@@ -114,7 +116,11 @@ def _prove_code(process: Process, module: Module, function: Function, ledgers: S
 
 
 def _sites(
-    process: Process, module: Module, function: Function, current: Mapping[int, tuple[Ledger, Write]], replaced: set[int]
+    process: Process,
+    module: Module,
+    function: Function,
+    current: Mapping[int, tuple[Ledger, Write]],
+    replaced: set[int],
 ) -> tuple[Site, ...]:
     entry = function.entry
     wanted = [(entry.vaddr, entry.before)]
@@ -157,7 +163,7 @@ def _relation(hotpatch: Hotpatch, ledgers: Sequence[Ledger]) -> tuple[Ledger, ..
             raise Inapplicable(f"{manifest.name} {manifest.sequence} is in force already")
         if ledger.record.sequence >= manifest.sequence:
             raise Inapplicable(
-                f"{ledger.record.name} {ledger.record.sequence} is in force, which is not older than {manifest.sequence}"
+                f"{ledger.record.name} {ledger.record.sequence} is in force, not older than {manifest.sequence}"
             )
     return tuple(same)
 

@@ -198,9 +198,7 @@ def _map(process: Process, regions: _Regions) -> None:
             raise
 
 
-def _fill(
-    process: Process, layout: _Layout, record: Record, segments: Sequence[LinkedSegment], order: int
-) -> Ledger:
+def _fill(process: Process, layout: _Layout, record: Record, segments: Sequence[LinkedSegment], order: int) -> Ledger:
     for segment in segments:
         if segment.contents:
             process.write(segment.address, segment.contents)
@@ -220,15 +218,17 @@ def _places(process: Process, plan: Plan, size: int) -> list[tuple[int, int | No
     """(region, islands) to try: near the image, or far away with islands near it."""
     maps = process.maps()
     image = (plan.module.start, plan.module.end)
-    near = list(placement.candidates(maps, image, size))[:_ATTEMPTS]
+    near: list[tuple[int, int | None]] = [(at, None) for at in placement.candidates(maps, image, size)]
     if near:
-        return [(at, None) for at in near]
+        return near[:_ATTEMPTS]
     islands = list(placement.candidates(maps, image, PAGE))[:_ATTEMPTS]
     far = list(placement.candidates(maps, image, size, _ANYWHERE))[:_ATTEMPTS]
     return [(region, island) for island in islands for region in far][:_ATTEMPTS]
 
 
-def prepare(process: Process, plan: Plan, hotpatch: Hotpatch, imports: Sequence[int], unwinder: bool, order: int) -> Prepared:
+def prepare(
+    process: Process, plan: Plan, hotpatch: Hotpatch, imports: Sequence[int], unwinder: bool, order: int
+) -> Prepared:
     """Bring the payload and its ledger into the process; nothing leads there yet.
 
     Raises:
@@ -259,13 +259,12 @@ def prepare(process: Process, plan: Plan, hotpatch: Hotpatch, imports: Sequence[
         finally:
             journal.withdraw(announcement)
     raise EngineError(
-        f"process {process.pid}: there is no free memory within reach of {plan.module.path}: restart it with a fixed build"
+        f"process {process.pid}: there is no free memory within reach of {plan.module.path}: "
+        "restart it with a fixed build"
     )
 
 
-def _again(
-    process: Process, plan: Plan, hotpatch: Hotpatch, imports: Sequence[int], unwinder: bool
-) -> Ledger | None:
+def _again(process: Process, plan: Plan, hotpatch: Hotpatch, imports: Sequence[int], unwinder: bool) -> Ledger | None:
     """Memory of an earlier life of this hotpatch, when it is exactly what would be made now."""
     old = plan.retired
     if old is None:

@@ -1,7 +1,9 @@
 """Out again: revert of what is in force, and recovery of what a killed engine left, from ledger and journal alone.
 
-A revert never needs an idle function: entries are restored first, and threads inside new code leave it when they return.
-Memory is given back when nothing can refer to it any more; otherwise it stays, retired, to be used again by the same hotpatch.
+A revert never needs an idle function: entries are restored first, and threads inside new code leave it when they
+return.
+Memory is given back when nothing can refer to it any more; otherwise it stays, retired, to be used again by the same
+hotpatch.
 """
 
 from __future__ import annotations
@@ -78,8 +80,8 @@ class _Withdraw:
             now = self.process.read(write.address, len(write.after))
             if now not in expected:
                 raise EngineError(
-                    f"process {self.process.pid}: the bytes at {write.address:#x} are {now.hex(' ')}, not what the ledger "
-                    f"of {ledger.record.name} says: nothing was reverted (run `midflight check`)"
+                    f"process {self.process.pid}: the bytes at {write.address:#x} are {now.hex(' ')}, not what the "
+                    f"ledger of {ledger.record.name} says: nothing was reverted (run `midflight check`)"
                 )
 
 
@@ -151,7 +153,8 @@ def _revert(
     outcome.memory = kept
     if kept:
         outcome.notes.append(
-            f"{kept // 1024} KiB stay mapped: the program may still hold addresses in them; the same hotpatch uses them again"
+            f"{kept // 1024} KiB stay mapped: the program may still hold addresses in them; "
+            "the same hotpatch uses them again"
         )
 
 
@@ -239,8 +242,8 @@ def _recover_commit(context: Context, ledger: Ledger, name: str) -> str:
     strange = [w for w, found in zip(writes, now, strict=True) if found not in (w.undo, w.after)]
     if strange:
         raise EngineError(
-            f"process {process.pid}: the bytes at {strange[0].address:#x} are neither old nor new: {name} is left as it is "
-            "(run `midflight check`)"
+            f"process {process.pid}: the bytes at {strange[0].address:#x} are neither old nor new: {name} is left as "
+            "it is (run `midflight check`)"
         )
     replaced = [i for i in context.ledgers() if i.base in ledger.record.replaces]
     if all(found == w.after for w, found in zip(writes, now, strict=True)):

@@ -1,9 +1,11 @@
 """Decides whether a thread may run a call of C code for us, by proof, and finds what to call.
 
-Two strengths, both demanding a stack that unwinds to its outermost frame with nobody of the loader or the unwinder on it:
+Two strengths, both demanding a stack that unwinds to its outermost frame with nobody of the loader or the unwinder on
+it:
 
-light    for code that takes no lock but the unwinder's and allocates nothing: the thread executes outside libc, or is blocked
-blocked  for any other code: the thread sleeps inside a libc function that is known to hold no lock while it does
+light    for code that takes no lock but the unwinder's and allocates nothing: the thread executes outside libc, or is
+blocked blocked  for any other code: the thread sleeps inside a libc function that is known to hold no lock while it
+does
 
 A thread with an interrupted malloc, dlopen or throw below a signal handler shows those frames, and is not chosen.
 """
@@ -14,16 +16,19 @@ from collections.abc import Callable, Sequence
 
 from midflight.engine.modules import Module, Modules
 from midflight.image.unwind import walk
-from midflight.process.model import RIP, Thread
+from midflight.process.model import Thread
 
 # Functions that block without a lock of libc's (POSIX.1-2017 XSH 2.9.5.2 cancellation points, less those of stdio).
+# fmt: off
 _BLOCKING = (
-    "accept accept4 clock_nanosleep connect epoll_pwait epoll_pwait2 epoll_wait futex mq_receive mq_timedreceive msgrcv "
-    "nanosleep pause poll ppoll pselect pthread_barrier_wait pthread_cond_clockwait pthread_cond_timedwait "
-    "pthread_cond_wait pthread_join pthread_timedjoin_np read readv recv recvfrom recvmmsg recvmsg select sem_clockwait "
-    "sem_timedwait sem_wait semop semtimedop sigsuspend sigtimedwait sigwait sigwaitinfo sleep usleep wait wait4 waitid "
-    "waitpid"
-).split()
+    "accept", "accept4", "clock_nanosleep", "connect", "epoll_pwait", "epoll_pwait2", "epoll_wait", "mq_receive",
+    "mq_timedreceive", "msgrcv", "nanosleep", "pause", "poll", "ppoll", "pselect", "pthread_barrier_wait",
+    "pthread_cond_clockwait", "pthread_cond_timedwait", "pthread_cond_wait", "pthread_join",
+    "pthread_timedjoin_np", "read", "readv", "recv", "recvfrom", "recvmmsg", "recvmsg", "select", "sem_clockwait",
+    "sem_timedwait", "sem_wait", "semop", "semtimedop", "sigsuspend", "sigtimedwait", "sigwait", "sigwaitinfo",
+    "sleep", "usleep", "wait", "wait4", "waitid", "waitpid",
+)
+# fmt: on
 _LIBC = ("libc.so.6", "libpthread.so.0")
 # What may stand below a thread's own code: _start's or clone's callees in libc.
 _OUTERMOST_LIBC = 2
@@ -42,29 +47,19 @@ class SafePoint:
         self._unwinder = unwinder
         self._blocking: dict[int, frozenset[int]] = {}
 
-    def _frames(self, thread: Thread) -> list[int] | None:
-        """Code addresses of all frames, innermost first; None when not proven complete."""
-
-        def word(address: int) -> int:
-            for stack in thread.stacks:
-                offset = address - stack.start
-                if 0 <= offset <= len(stack.data) - 8:
-                    return int.from_bytes(stack.data[offset : offset + 8], "little")
-            raise LookupError(address)
-
+    def _clean(self, thread: Thread) -> tuple[list[int], list[Module | None]] | None:
+        """Code addresses and modules of all frames, innermost first; None when not complete, or somebody may hold a
+        lock."""
         if not thread.complete:
             return None
-        frames, complete, _ = walk(dict(enumerate(thread.registers)), self._modules.frames_at, word)
-        return [frame.pc for frame in frames] if complete else None
-
-    def _clean(self, thread: Thread) -> tuple[list[int], list[Module | None]] | None:
-        pcs = self._frames(thread)
-        if pcs is None:
+        stack = walk(thread.registers, self._modules.frames_at, thread.word)
+        if not stack.complete:
             return None
-        modules = [self._modules.at(pc if not depth else pc - 1) for depth, pc in enumerate(pcs)]
+        places = [frame.at for frame in stack.frames]
+        modules = [self._modules.at(at) for at in places]
         if any(m is not None and (self._loader(m) or self._unwinder(m)) for m in modules):
             return None
-        return pcs, modules
+        return places, modules
 
     def light(self, thread: Thread) -> bool:
         """Whether the thread may run code that only takes the unwinder's lock."""
@@ -96,11 +91,11 @@ class SafePoint:
             return False
         entered = modules[inner - 1]
         assert entered is not None
-        return self._function_start(entered, pcs[inner - 1] - (inner > 1)) in self._blocking_of(entered)
+        return self._function_start(pcs[inner - 1]) in self._blocking_of(entered)
 
-    def _function_start(self, module: Module, pc: int) -> int:
-        found = self._modules.frames_at(pc)
-        frame = found[1].find(pc - found[0]) if found else None
+    def _function_start(self, at: int) -> int:
+        found = self._modules.frames_at(at)
+        frame = found.table.find(at - found.bias) if found else None
         return frame.start if frame else -1
 
     def _blocking_of(self, module: Module) -> frozenset[int]:

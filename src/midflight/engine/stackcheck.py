@@ -1,9 +1,10 @@
 """Decides whether a thread is in the way: executing, or about to return into, code that is being replaced.
 
-Conservative first: a return address that stands nowhere on the live stack is none, and all addresses of one 64 KiB block
-share their upper six bytes, which ``bytes.find`` looks for at memory speed. Only a thread with a hit is unwound precisely;
-where unwinding does not reach the outermost frame, the hit counts. Source of the idea: kpatch and Ksplice (section 5.2 of
-"Ksplice: Automatic Rebootless Kernel Updates", EuroSys 2009), both of which look at whole stacks conservatively.
+Conservative first: a return address that stands nowhere on the live stack is none, and all addresses of one 64 KiB
+block share their upper six bytes, which ``bytes.find`` looks for at memory speed. Only a thread with a hit is unwound
+precisely; where unwinding does not reach the outermost frame, the hit counts. Source of the idea: kpatch and Ksplice
+(section 5.2 of "Ksplice: Automatic Rebootless Kernel Updates", EuroSys 2009), both of which look at whole stacks
+conservatively.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from midflight.image.unwind import FrameTable, walk
-from midflight.process.model import RIP, RSP, Thread
+from midflight.image.unwind import Module, walk
+from midflight.process.model import RIP, Thread
 
 _BLOCK = 16
 
@@ -30,7 +31,8 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """One thread in the way: in which function, at which depth (0: executing it), and where it would leave it for good."""
+    """One thread in the way: in which function, at which depth (0: executing it), and where it would leave it for
+    good."""
 
     tid: int
     function: str
@@ -50,10 +52,10 @@ class Busy:
 class StackCheck:
     """The check for one set of ranges, prepared outside the stop.
 
-    ``frames_at`` gives load bias and unwind tables for a code address, or None.
+    ``frames_at`` says how to unwind the code at an address, or None.
     """
 
-    def __init__(self, ranges: Iterable[Range], frames_at: Callable[[int], tuple[int, FrameTable] | None]) -> None:
+    def __init__(self, ranges: Iterable[Range], frames_at: Callable[[int], Module | None]) -> None:
         self._ranges = sorted(ranges, key=lambda r: r.start)
         self._starts = [r.start for r in self._ranges]
         blocks = {b for r in self._ranges for b in range(r.start >> _BLOCK, ((r.end - 1) >> _BLOCK) + 1)}
@@ -98,28 +100,18 @@ class StackCheck:
         return found
 
     def _unwound(self, thread: Thread, hit: int | None) -> Busy | None:
-        def word(address: int) -> int:
-            for stack in thread.stacks:
-                offset = address - stack.start
-                if 0 <= offset <= len(stack.data) - 8:
-                    return int.from_bytes(stack.data[offset : offset + 8], "little")
-            raise LookupError(address)
-
-        registers = dict(enumerate(thread.registers))
-        frames, complete, _ = walk(registers, self._frames_at, word)
-        outermost = None
-        innermost = None
-        for depth, frame in enumerate(frames):
-            # A return address stands behind its call: the call may be the last instruction of the range.
-            inside = self.covering(frame.pc) or (self.covering(frame.pc - 1) if depth else None)
+        stack = walk(thread.registers, self._frames_at, thread.word)
+        outermost = innermost = None
+        for depth, frame in enumerate(stack.frames):
+            inside = self.covering(frame.at)
             if inside is not None:
                 innermost = innermost or (depth, frame.pc, inside.function)
                 outermost = frame
         if innermost is None:
-            if complete:
+            if stack.complete and thread.complete:
                 return None
             where = self.covering(hit) if hit is not None else None
             name = where.function if where else "replaced code"
-            return Busy(thread.tid, name, hit or thread.registers[RSP], None, None)
+            return Busy(thread.tid, name, hit or thread.registers[RIP], None, None)
         leave = (outermost.return_address, outermost.cfa) if outermost and outermost.return_address else None
         return Busy(thread.tid, innermost[2], innermost[1], innermost[0], leave)

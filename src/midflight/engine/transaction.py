@@ -19,7 +19,7 @@ from midflight.engine.prepare import Prepared, discard, prepare
 from midflight.engine.safepoint import SafePoint
 from midflight.engine.scope import Scope
 from midflight.engine.stackcheck import Busy, Range, StackCheck
-from midflight.errors import EngineError, MidflightError, ProcessError, ProcessGone
+from midflight.errors import EngineError, MidflightError, ProcessGone
 from midflight.process.faults import point
 from midflight.process.model import Process, Stopped
 
@@ -75,8 +75,13 @@ class Context:
         )
 
     def ledgers(self) -> list[Ledger]:
-        """The ledgers of the process, now."""
-        return ledgers_of.find(self.process)
+        """The ledgers of the process, now; their code can be unwound from then on."""
+        found = ledgers_of.find(self.process)
+        for ledger in found:
+            for segment in ledger.record.segments:
+                if segment.kind == "code" and ledger.record.unwind is not None:
+                    self.modules.add_payload(segment.address, segment.address + segment.size, ledger.record.unwind)
+        return found
 
     def call_hook(self, ledger: Ledger, name: str) -> None:
         """Run an author's hook in the target.
@@ -121,8 +126,8 @@ def _verify(process: Process, writes: Sequence[Write]) -> None:
         now = process.read(write.address, len(write.undo))
         if now != write.undo:
             raise EngineError(
-                f"process {process.pid}: the bytes at {write.address:#x} changed to {now.hex(' ')} meanwhile: nothing was "
-                "written (run `midflight check`)"
+                f"process {process.pid}: the bytes at {write.address:#x} changed to {now.hex(' ')} meanwhile: nothing "
+                "was written (run `midflight check`)"
             )
 
 
@@ -163,8 +168,8 @@ def until_idle(
 def _why_busy(pid: int, busy: Sequence[Busy], tried: float) -> str:
     more = f" (and {len(busy) - 1} more threads)" if len(busy) > 1 else ""
     return (
-        f"process {pid} was busy for {tried:g} s: {busy[0]}{more}; try again when it is idle, give more time (--timeout), or "
-        "restart it with a fixed build"
+        f"process {pid} was busy for {tried:g} s: {busy[0]}{more}; try again when it is idle, give more time "
+        "(--timeout), or restart it with a fixed build"
     )
 
 
@@ -211,14 +216,12 @@ def _prepare_all(context: Context, plans: Sequence[Plan], hotpatch: Hotpatch, do
     for number, one in enumerate(plans, 1):
         if one.target.unwind and one.target.unwind.throws and unwinder is None:
             raise EngineError(
-                f"process {process.pid}: exceptions may pass through the new code, and no unwinder (libgcc_s) is loaded to "
-                "register it with: restart the process with a fixed build"
+                f"process {process.pid}: exceptions may pass through the new code, and no unwinder (libgcc_s) is loaded "
+                "to register it with: restart the process with a fixed build"
             )
         addresses = []
         if one.target.imports:
-            scope = scope or Scope(
-                context.modules, lambda at: process.call(at, (), context.safe.light, limits.call)
-            )
+            scope = scope or Scope(context.modules, lambda at: process.call(at, (), context.safe.light, limits.call))
             addresses = [scope.address(wanted) for wanted in one.target.imports]
         registers = one.target.unwind is not None and unwinder is not None
         done.append(prepare(process, one, hotpatch, addresses, registers, order + number))
@@ -238,7 +241,8 @@ def _undo_prepared(context: Context, done: Sequence[Prepared]) -> None:
 
 
 def give_back(context: Context, ledger: Ledger) -> bool:
-    """Give back memory that nothing leads to and nobody is in; what the unwinder keeps a record of stays, as retired."""
+    """Give back memory that nothing leads to and nobody is in; what the unwinder keeps a record of stays, as
+    retired."""
     ledger = ledgers_of.set_state(context.process, ledger, State.RETIRED)
     if ledger.flags & ledgers_of.FLAG_UNWIND:
         try:
@@ -288,9 +292,7 @@ def apply(process: Process, hotpatch: Hotpatch, files: Files, limits: Limits, dr
     return outcome
 
 
-def _apply(
-    process: Process, hotpatch: Hotpatch, files: Files, limits: Limits, dry_run: bool, outcome: Outcome
-) -> None:
+def _apply(process: Process, hotpatch: Hotpatch, files: Files, limits: Limits, dry_run: bool, outcome: Outcome) -> None:
     from midflight.engine.revert import recover_process
 
     context = Context(process, files, limits)

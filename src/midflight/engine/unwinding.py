@@ -1,8 +1,8 @@
 """Makes the target's own unwinder know the payload, so that exceptions and backtraces pass through new code.
 
-libgcc finds frames of code that no loaded file describes only when they are registered (``__register_frame_info``, LSB Core,
-"Interfaces for libgcc_s"; unwind-dw2-fde.c). Up to GCC 12 that takes one lock of its own and allocates nothing, since the
-caller lends the memory of its record; from GCC 13 on it may allocate, and demands the stronger safe point.
+libgcc finds frames of code that no loaded file describes only when they are registered (``__register_frame_info``, LSB
+Core, "Interfaces for libgcc_s"; unwind-dw2-fde.c). Up to GCC 12 that takes one lock of its own and allocates nothing,
+since the caller lends the memory of its record; from GCC 13 on it may allocate, and demands the stronger safe point.
 """
 
 from __future__ import annotations
@@ -31,11 +31,6 @@ class Unwinder:
     register: int
     deregister: int
     allocates: bool
-
-
-def has_unwinder(elf: ElfFile) -> bool:
-    """Whether a module is (or contains) an unwinder that frames can be registered with."""
-    return elf.dynamic_symbol(_REGISTER) is not None and "libc.so.6" != elf.soname
 
 
 def _symbol(elf: ElfFile, name: str) -> int | None:

@@ -67,6 +67,14 @@ class Thread:
     stacks: list[Stack] = field(default_factory=list)
     complete: bool = True
 
+    def word(self, address: int) -> int:
+        """Eight bytes of the snapshot. Raises LookupError outside of it."""
+        for stack in self.stacks:
+            offset = address - stack.start
+            if 0 <= offset <= len(stack.data) - 8:
+                return int.from_bytes(stack.data[offset : offset + 8], "little")
+        raise LookupError(f"{address:#x} is not on the stack")
+
 
 class Stopped(Protocol):
     """All threads stand still between ``__enter__`` and ``resume`` (or ``__exit__``, whichever comes first)."""
