@@ -65,6 +65,9 @@ _size = integer(1, MAX_MEMORY)
 _sha256 = pattern(r"[0-9a-f]{64}", "a sha256 in lower-case hex")
 _symbol = text(1, 8192)
 _prose = text(1, 10_000, lines=True)
+_timestamp = pattern(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", "a time in UTC like 2026-01-31T12:00:00Z"
+)
 _word = choice(("func", "object"))
 _HOOKS: tuple[HookName, ...] = get_args(HookName)
 
@@ -86,7 +89,7 @@ def _hooks(value: object) -> tuple[tuple[HookName, int], ...]:
 
 
 def _moment(value: object) -> str:
-    moment = pattern(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "a time in UTC like 2026-01-31T12:00:00Z")(value)
+    moment = _timestamp(value)
     try:
         datetime.fromisoformat(moment)
     except ValueError:
