@@ -1,7 +1,9 @@
 """The registry of refusals: every code, its meaning, its wording and its remedy, in one place.
 
-Codes never change their meaning. Ranges: 100-109 objects and compilers, 110-119 and 150-159 differences, 120-129 function
-entries, 130-139 matching, 140-149 linking, 160-169 the whole build. docs/reference/refusals.md is made from this table.
+Codes never change their meaning. Ranges: 100-109 objects and compilers, 110-119 and 150-159 differences, 120-129
+function entries, 130-139 matching, 140-149 linking, 160-169 the whole build.
+
+docs/reference/refusals.md is made from this.
 """
 
 from __future__ import annotations
@@ -55,8 +57,8 @@ REFUSALS: dict[str, Refusal] = _table(
     Refusal(
         "MF104",
         "No types to compare",
-        "functions changed, but the {side} object has no debug information, so changed structures and signatures cannot "
-        "be seen",
+        "functions changed, but the {side} object has no debug information, so changed structures and signatures "
+        "cannot be seen",
         "Build with -g.",
     ),
     Refusal(
@@ -183,9 +185,9 @@ def reference_page() -> str:
     lines = [
         "# Refusals",
         "",
-        "`midflight build` refuses a change that cannot be made in a running program safely. Each refusal names its code, the",
-        "file, the symbol, the reason and what to do instead. Codes never change their meaning. Those marked *can be",
-        "overridden* need a written reason, which becomes a part of the signed manifest.",
+        "`midflight build` refuses a change that cannot be made in a running program safely. Each refusal names its",
+        "code, the file, the symbol, the reason and what to do instead. Codes never change their meaning. Those that",
+        "can be overridden need a written reason, which becomes a part of the signed manifest.",
     ]
     for row in sorted(REFUSALS.values(), key=lambda item: item.code):
         lines += [
