@@ -216,8 +216,8 @@ def _prepare_all(context: Context, plans: Sequence[Plan], hotpatch: Hotpatch, do
     for number, one in enumerate(plans, 1):
         if one.target.unwind and one.target.unwind.throws and unwinder is None:
             raise EngineError(
-                f"process {process.pid}: exceptions may pass through the new code, and no unwinder (libgcc_s) is loaded "
-                "to register it with: restart the process with a fixed build"
+                f"process {process.pid}: exceptions may pass through the new code, and no unwinder (libgcc_s) is "
+                "loaded to register it with: restart the process with a fixed build"
             )
         addresses = []
         if one.target.imports:
