@@ -32,7 +32,7 @@ PATCH = f"{CVE}.patch"
 NAME = "nginx-fixes"
 FLAGS = "-O2 -g -fstack-protector-strong -D_FORTIFY_SOURCE=2"
 """Debian's own, but for its path maps."""
-CONFIGURE = f"./configure --prefix=/usr/share/nginx --with-threads --with-cc-opt='{FLAGS}'"
+CONFIGURE = f'./configure --prefix=/usr/share/nginx --with-threads --with-cc-opt="{FLAGS}"'
 JOBS = os.cpu_count() or 1
 STEPS = 7
 
@@ -107,7 +107,7 @@ class Demo:
         answers = server.ask()
         self.story.say(
             f"{CVE}: asked for {QUESTION}, nginx must answer {RIGHT_ANSWER}. The vulnerable one makes room for these "
-            f"{len(RIGHT_ANSWER)} bytes, writes {len(QUESTION)}, beyond the end of its buffer, and answers with a piece."
+            f"{len(RIGHT_ANSWER)} bytes, writes {len(QUESTION)}, past the end of its buffer, and answers with a piece."
         )
         self._show_answers(answers)
         if not all(answer.hole for answer in answers):
@@ -294,16 +294,21 @@ def _pids(pids: Sequence[int]) -> list[str]:
 
 
 def _as_typed(command: Sequence[str]) -> str:
-    """A command as one types it into a shell, an option a line when it is long."""
-    line = "$ "
-    text = ""
-    for number, word in enumerate(command):
+    """A command as one types it into a shell, over several lines when it is long; an option stays with its value."""
+    pieces: list[str] = []
+    for word in command:
         shown = shlex.quote(os.path.relpath(word) if word.startswith(str(ROOT)) else word)
-        if number and (len(line) + len(shown) > 94 or (word.startswith("--") and len(line) > 70)):
-            text += line + "\\\n"
-            line = "      "
-        line += shown + " "
-    return text + line.rstrip()
+        if pieces and pieces[-1].startswith("-") and " " not in pieces[-1] and not shown.startswith("-"):
+            pieces[-1] += f" {shown}"
+        else:
+            pieces.append(shown)
+    lines = ["$"]
+    for piece in pieces:
+        if len(lines[-1]) + len(piece) > 92 and lines[-1].strip() != "$":
+            lines[-1] += " \\"
+            lines.append("     ")
+        lines[-1] += f" {piece}"
+    return "\n".join(lines)
 
 
 def _sha256(path: Path) -> str:
