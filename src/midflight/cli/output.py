@@ -100,7 +100,7 @@ class Output:
         if not self._stderr.isatty():
             if text != self._progress_shown and not self.json:
                 self._progress_shown = text
-                self._error_line(text)
+                self._to(self._stderr, clean(text))
             return
         now = time.monotonic()
         if self._progress_shown and now - self._progress_at < 0.05:
@@ -151,14 +151,11 @@ class Output:
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _write(self, text: str) -> None:
-        if self._progress_shown:
-            self.progress_done()
+        self.progress_done()
         self._to(self._stdout, text)
 
     def _error_line(self, *parts: Text) -> None:
-        shown, self._progress_shown = self._progress_shown, ""
-        if shown and self._stderr.isatty():
-            self._to(self._stderr, "\r\x1b[K", end="")
+        self.progress_done()
         self._to(self._stderr, "".join(self._render(part, self._colour(self._stderr)) for part in parts))
 
     @staticmethod
