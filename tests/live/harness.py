@@ -1,7 +1,7 @@
 """Builds small programs, starts them, and patches them with the commands that a user has.
 
-A scenario is two versions of a source, a program that says what it does (its own output is the assertion), and the commands
-``midflight build``, ``apply``, ``check``, ``revert``.
+A scenario is two versions of a source, a program that says what it does (its own output is the assertion), and the
+commands ``midflight build``, ``apply``, ``check``, ``revert``.
 """
 
 from __future__ import annotations
