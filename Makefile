@@ -6,7 +6,7 @@ PYTEST = mkdir -p $(REPORTS) && $(BIN)/python -m pytest --junitxml=$(REPORTS)/$@
 # tests that start, stop and time real processes, or take minutes: one after the other
 SERIAL := live or kills or soak
 
-.PHONY: help setup setup-test lint format unit live corpus corpus-quick test bench demo clean lock
+.PHONY: help setup setup-test lint format unit live corpus corpus-quick test bench demo clean lock reference
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -46,6 +46,10 @@ format: ## let ruff format the sources
 	@scripts/bootstrap
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: ## write docs/reference/cli.md anew, from the commands
+	@scripts/bootstrap
+	@$(BIN)/python -m scripts.cli_reference
 
 lock: ## pin the newest versions of the Python packages anew
 	@scripts/bootstrap

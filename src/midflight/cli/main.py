@@ -63,9 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str], out: Output) -> int:
     try:
-        module = _command(words[0])
-        parser = _parser(words[0], module)
-        args = parser.parse_args(words[1:])
+        module = command(words[0])
+        args = parser_of(words[0], module).parse_args(words[1:])
         out.json, out.quiet = args.json, args.quiet
         return int(module.run(args, out))
     except _UsageError as error:
@@ -96,7 +95,8 @@ class _UsageError(Exception):
     """The command line makes no sense."""
 
 
-def _command(name: str) -> ModuleType:
+def command(name: str) -> ModuleType:
+    """The module of a command, imported now."""
     if name not in COMMANDS:
         if name.startswith("-"):
             raise _UsageError(f"the command comes first, options after it; see midflight --help (got {name})")
@@ -110,7 +110,8 @@ def _command(name: str) -> ModuleType:
     return importlib.import_module(f"midflight.cli.{name}")
 
 
-def _parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
+def parser_of(name: str, module: ModuleType) -> argparse.ArgumentParser:
+    """The parser of one command line, with its whole page of help."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
