@@ -218,8 +218,16 @@ class _Resolver:
         return same[-1]
 
 
+def keep_image(link: LinkRecord, copy: Path) -> None:
+    """Put our copy of a linked image under a name of its own."""
+    if link.saved is not None and not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        os.link(link.saved, copy)
+        copy.chmod(0o755)
+
+
 def resolve(records: Records, image: Path, tree: Path, copy: Path) -> Captured:
-    """Put together the build that made ``image``; the image itself is linked or moved to ``copy``.
+    """Put together the build that made ``image``, of which a copy is (or will be) at ``copy``.
 
     Raises:
         ForgeError: the link was not seen, or none of its inputs was compiled by a recorded compiler.
@@ -244,10 +252,6 @@ def resolve(records: Records, image: Path, tree: Path, copy: Path) -> Captured:
     _refuse_lto(inputs, tree)
     objects = {record.made.path: record.made for record in records.objects}
     objects.update({path: _renamed(record.made, path) for path, record in inputs.items()})
-    if link.saved is not None and not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        os.link(link.saved, copy)
-        copy.chmod(0o755)
     dependencies = {p: r.dependencies for p, r in inputs.items() if r.dependencies is not None}
     return Captured(Build(objects, copy, tuple(inputs)), link, resolver.foreign, dependencies)
 

@@ -22,7 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midflight.errors import ForgeError, InputError, Refused
-from midflight.forge.builds import Captured, Records, image_file, read_dependencies, read_records, resolve
+from midflight.forge.builds import (
+    Captured,
+    Records,
+    image_file,
+    keep_image,
+    read_dependencies,
+    read_records,
+    resolve,
+)
 from midflight.forge.model import BuildPair
 from midflight.forge.run import Progress, run_build
 from midflight.forge.shims import Tool, compilers_identity, find_tools, make_shims, redirect, wrapper_files
@@ -297,6 +305,7 @@ class Capture:
             image = image_file(self.tree, self.image, records, self.make)
             note.write_bytes(os.fsencode(image))
         captured = resolve(records, image, self.tree, copy)
+        keep_image(captured.link, copy)
         for link in records.links:
             if link.saved is not None and link.saved.is_relative_to(folder) and link.sha256 != captured.link.sha256:
                 link.saved.unlink(missing_ok=True)

@@ -225,8 +225,8 @@ def _run_patch(fix: Path, scratch: Path, strip: int) -> tuple[str, ...]:
         "-i",
         str(fix.resolve()),
     ]
-    environment = {**os.environ, "LC_ALL": "C", "POSIXLY_CORRECT": ""}
-    del environment["POSIXLY_CORRECT"]
+    environment = {**os.environ, "LC_ALL": "C"}
+    environment.pop("POSIXLY_CORRECT", None)
     done = subprocess.run(
         command,
         cwd=scratch,
