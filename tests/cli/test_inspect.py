@@ -122,8 +122,10 @@ def test_fits_80_columns_whatever_is_in_the_file(path: Path, public: Path) -> No
     functions = tuple(replace(function, name=LONG) for function in good.functions)
     imports = (Import(LONG, "V" * 100, "l" * 100, "func"),)
     overrides = (replace(good.overrides[0], file="/" + "f" * 200, finding="word " * 60, reason="w" * 300),)
-    long = replace(good, image_name="i" * 70, functions=functions, imports=imports, relocations=(), overrides=overrides)
-    make(path, manifest(name="n" * 78, description="lorem " * 100, compiler="c" * 200, targets=(long,)))
+    long = replace(
+        good, image_name="i" * 200, functions=functions, imports=imports, relocations=(), overrides=overrides
+    )
+    make(path, manifest(name="n" * 128, description="lorem " * 100, compiler="c" * 200, targets=(long,)))
     for arguments in ([], ["--trust", str(public)]):
         lines = shown(path, *arguments).splitlines()
         assert [line for line in lines if len(line) > 80 and str(path) not in line] == []
@@ -136,7 +138,7 @@ def test_never_prints_a_control_character(path: Path, public: Path) -> None:
     function: Function = replace(target().functions[0], name=wild)
     make(path, manifest(description=wild, targets=(replace(target(), functions=(function,), image_name=wild),)))
     text = shown(path, "--trust", public)
-    assert [c for c in text if c != "\n" and ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or c in "\ufeff\u202e"] == []
+    assert [c for c in text if (c != "\n" and ord(c) < 32) or 0x7F <= ord(c) < 0xA0 or c in "\ufeff\u202e"] == []
 
 
 @pytest.mark.parametrize("evil", ["\x1b[2J", "\r", "\x9b31m", "\u202e", "\x08", "\u2028"])

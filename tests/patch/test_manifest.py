@@ -26,7 +26,10 @@ from midflight.patch.manifest import (
     Manifest,
     Override,
     PayloadSymbol,
+    Policy,
     Relocation,
+    RelocationForm,
+    RelocationKind,
     Segment,
     Target,
     Unwind,
@@ -108,18 +111,18 @@ def targets(draw: st.DrawFn) -> Target:
         for _ in range(draw(st.integers(0, 3)))
     )
     places = draw(st.lists(st.integers(0, code_size // 8 - 1), max_size=6, unique=True))
-    kinds = ["payload", "image", "slot", *(["import"] if imports else [])]
+    kinds: list[RelocationKind] = ["payload", "image", "slot", *(["import"] if imports else [])]
     relocations = []
     for place in places:
         kind = draw(st.sampled_from(kinds))
         most = {"payload": segments[-1].offset + segments[-1].size, "import": len(imports) - 1}.get(kind, MAX_VADDR)
         goal = draw(st.integers(0, most)) & (~7 if kind == "slot" else -1)
-        form = draw(st.sampled_from(["abs64", "abs32", "abs32s", "pc32"]))
+        form: RelocationForm = draw(st.sampled_from(["abs64", "abs32", "abs32s", "pc32"]))
         branch = form == "pc32" and kind != "slot" and draw(st.booleans())
         addend = draw(st.integers(-(1 << 63), (1 << 63) - 1))
         relocations.append(Relocation(place * 8, kind, form, goal, addend, branch))
     build_id = draw(st.binary(min_size=8, max_size=64)).hex()
-    policy = draw(st.sampled_from(["strict", "entry"]))
+    policy: Policy = draw(st.sampled_from(["strict", "entry"]))
     return Target(
         image_name=draw(names),
         build_id=build_id,
@@ -235,7 +238,7 @@ def _reduce(schema: Any) -> object:
 
 # --- single fields -------------------------------------------------------------------------------------------------
 
-WRONG_TYPES = [None, True, 1, -1, 1 << 62, "", "zz", "\x1b[31m", [], [[]], {}, {"a": 1}]
+WRONG_TYPES: list[Any] = [None, True, 1, -1, 1 << 62, "", "zz", "\x1b[31m", [], [[]], {}, {"a": 1}]
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

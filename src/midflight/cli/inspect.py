@@ -110,7 +110,7 @@ def _show(file: str, hotpatch: Hotpatch | UnverifiedHotpatch, out: Output) -> No
         out.line(Styled("UNVERIFIED: no signature was checked; anybody could have written all of this.", "bad"))
         out.line(Styled("Give --trust KEY.pub to verify it.", "bad"))
         out.line()
-    out.line(Styled(f"{manifest.name} {manifest.sequence}", "bold"))
+    _heading(out, f"{manifest.name} {manifest.sequence}")
     _field(out, "file", f"{file} ({Path(file).stat().st_size:,} bytes)")
     _field(out, "sha256", hotpatch.digest)
     if isinstance(hotpatch, Hotpatch):
@@ -136,7 +136,7 @@ def _show_fix(manifest: Manifest, out: Output) -> None:
 
 
 def _show_target(target: Target, symbols: bool, out: Output) -> None:
-    out.line(Styled(f"for {target.image_name}", "bold"), f" ({target.machine})")
+    _heading(out, f"for {target.image_name}, {target.machine}")
     _field(out, "build-id", target.build_id)
     parts = ", ".join(f"{s.kind} {s.size:,} {_PROTECTION[s.kind]}" for s in target.segments)
     _field(out, "memory", f"{memory(target) // 1024:,} KiB and the ledger ({parts})")
@@ -191,6 +191,11 @@ def _show_override(override: Override, out: Output) -> None:
     _field(out, "OVERRIDDEN", f"{override.code} {override.symbol or '-'} in {override.file or '-'}", "warn")
     _field(out, "", f"finding: {override.finding}")
     _field(out, "", f"reason: {override.reason}")
+
+
+def _heading(out: Output, text: str) -> None:
+    for piece in textwrap.wrap(clean(text), out.width):
+        out.line(Styled(piece, "bold"))
 
 
 def _field(out: Output, label: str, text: str, style: str | None = None) -> None:
