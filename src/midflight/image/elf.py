@@ -1,8 +1,8 @@
 """ELF images: 64-bit x86-64 objects, libraries and executables, read lazily and safe against any bytes.
 
 Nothing is parsed (and no module imported) before it is asked for; what was read is kept. Whatever the bytes, only
-:class:`~midflight.errors.ImageError`
-escapes. What the loader sees is read through the program headers; section headers serve where nothing else tells.
+:class:`~midflight.errors.ImageError` escapes. What the loader sees is read through the program headers; section headers
+serve where nothing else tells.
 """
 
 from __future__ import annotations
@@ -81,7 +81,11 @@ class ElfFile:
         if not first.loads:
             raise first.source.bad("nothing is loadable")
         bias = base - (first.loads[0].address - first.loads[0].offset)
-        pieces = [(s.offset, s.file_size, bias + s.address) for s in first.loads]
+        pieces = []
+        for segment in first.loads:
+            # The last page of a read-only segment holds more of the file: the vDSO's section headers.
+            tail = 0 if segment.writable else -(segment.offset + segment.file_size) % PAGE
+            pieces.append((segment.offset, segment.file_size + tail, bias + segment.address))
         image = cls(RemoteSource(read, pieces, name))
         image._dynamic = Dynamic(image._layout, loaded_at=bias)
         return image

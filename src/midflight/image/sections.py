@@ -19,19 +19,17 @@ _XINDEX = 0xFFFF
 def read_sections(layout: Layout) -> tuple[Section, ...]:
     """All sections, the null section included, so that an index is a section index; () when there are none."""
     source, offset = layout.source, layout.section_offset
-    if offset == 0 or not source.holds(offset, 0):
-        if offset == 0:
-            return ()
-        raise source.bad("the section header table lies outside the file")
+    if offset == 0 or (source.partial and not source.holds(offset, _HEADER.size)):
+        return ()
     count, names_index = layout.section_count, layout.section_names
     if count == 0 or names_index == _XINDEX:
-        if not source.holds(offset, _HEADER.size):
-            return ()
         null = _HEADER.unpack(source.read(offset, _HEADER.size, "section header 0"))
         count = count or null[5]
         names_index = null[6] if names_index == _XINDEX else names_index
     if count > MAX_ENTRIES:
         raise source.bad("too many sections")
+    if source.partial and not source.holds(offset, count * _HEADER.size):
+        return ()
     rows = list(_HEADER.iter_unpack(source.read(offset, count * _HEADER.size, "the section header table")))
     names = Strings(source, b"", "the section names")
     if names_index:

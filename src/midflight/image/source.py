@@ -31,7 +31,10 @@ def decode(raw: bytes) -> str:
 
 
 class Source:
-    """Bounded random access to bytes. ``name`` is what messages call it, ``size`` its length in bytes."""
+    """Bounded random access to bytes. ``name`` is what messages call it, ``size`` its length in bytes; ``partial`` says
+    that what is no part of a segment may be missing."""
+
+    partial = False
 
     def __init__(self, name: str, size: int) -> None:
         self.name = printable(name)
@@ -117,6 +120,8 @@ class RemoteSource(Source):
 
     ``pieces`` holds (file offset, size, address in the process) of what is loaded.
     """
+
+    partial = True
 
     def __init__(self, read: Callable[[int, int], bytes], pieces: Sequence[tuple[int, int, int]], name: str) -> None:
         super().__init__(name, max((offset + size for offset, size, _ in pieces), default=0))
