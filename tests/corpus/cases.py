@@ -140,8 +140,8 @@ HAPROXY = Package(
 LIBXML2 = Package(
     "libxml2",
     "2.9.14+dfsg-1.3~deb12u6",
-    "[ -e Makefile ] || ./configure --disable-static --without-python --without-lzma --without-zlib"
-    f" --without-iconv CFLAGS='{FLAGS}'; make -j2 libxml2.la",
+    "[ -e Makefile ] || { autoreconf -fi && ./configure --disable-static --without-python --without-lzma"
+    f" --without-zlib --without-iconv CFLAGS='{FLAGS}'; }}; make -j2 libxml2.la",
     ".libs/libxml2.so.2.9.14",
 )
 MOSQUITTO = Package(

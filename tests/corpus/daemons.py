@@ -197,7 +197,7 @@ class RedisReplies(Redis):
         """Two ways lead there, through three objects: they must agree."""
         ways = (
             (b"FUNCTION", b"LIST", b"x\r\n+INJECTED"),
-            (b"EVAL", b"return redis.call(ARGV[1])", b"0", b"no\r\n+INJECTED"),
+            (b"EVAL", b"error({err=ARGV[1]})", b"0", b"no\r\n+INJECTED"),
         )
         escaped = set()
         for words in ways:
