@@ -14,7 +14,7 @@ HEAD = """\
 
 This page is made from the commands themselves (`make reference`). Each has the same as `midflight COMMAND --help`.
 
-Every command takes `--json` (one JSON document on standard output, errors included), `--quiet` (no progress) and `--help`.
+Every command takes `--json` (one JSON document on standard output, errors included), `--quiet` (no progress), `--help`.
 Messages go to standard error, each in one line. `NO_COLOR` turns colour off; `MIDFLIGHT_DEBUG=1` shows full traces.
 
 ## Exit status
