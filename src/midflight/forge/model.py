@@ -173,7 +173,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Run-pre matching of the objects concerned against the running image."""
+    """Run-pre matching of the objects concerned against the running image.
+
+    Where the key is a symbol's name, a local symbol goes by "object path:atom key".
+    """
 
     functions: Mapping[tuple[Path, str], Place]
     """By (object path, pre key): functions whose every byte is proven."""
@@ -190,3 +193,15 @@ class Match:
     findings: tuple[Finding, ...] = ()
     matched_functions: int = 0
     total_functions: int = 0
+    layouts: Mapping[tuple[Path, str], Mapping[int, int]] = field(default_factory=dict)
+    """Of each matched function: offset in pre of every instruction to its vaddr in run."""
+    tls_offsets: Mapping[str, int] = field(default_factory=dict)
+    """Thread-local symbol to its offset in the image's thread-local storage (libraries)."""
+    tls_pairs: Mapping[str, int] = field(default_factory=dict)
+    """Thread-local symbol to the vaddr of its pair of GOT slots (module, offset)."""
+    tls_slots: Mapping[str, int] = field(default_factory=dict)
+    """Thread-local symbol to the vaddr of the GOT slot that holds its offset from the thread pointer."""
+    tls_module: int | None = None
+    """The vaddr of the pair of GOT slots that stands for the image's own thread-local storage as a whole."""
+    absent: frozenset[tuple[Path, str]] = frozenset()
+    """Functions of pre that run provably does not have: every call was inlined, or the linker dropped them."""

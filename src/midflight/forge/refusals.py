@@ -156,12 +156,113 @@ REFUSALS: dict[str, Refusal] = _table(
         _BASELINE,
         overridable=False,
     ),
+    # --- function entries
+    Refusal(
+        "MF120",
+        "No room at the entry",
+        "{what}",
+        f"{_BASELINE} If only a caller of it needs the fix, patch the caller.",
+        overridable=False,
+    ),
+    Refusal(
+        "MF121",
+        "Resolver of an IFUNC changed",
+        "the function chooses an implementation when the program starts, and has long chosen",
+        _BASELINE,
+        overridable=False,
+    ),
+    # --- matching
+    Refusal(
+        "MF130",
+        "Run is not pre",
+        "run was not built from this source, or with other flags or another compiler: {difference}",
+        "Give the source and the build command from which the running binary was made, with the same compiler version.",
+        overridable=False,
+    ),
+    Refusal(
+        "MF131",
+        "Ambiguous match",
+        "{count} places in the running image fit ({places}), and nothing tells which one it is",
+        "Give a running binary that has its symbol table.",
+        overridable=False,
+    ),
+    Refusal(
+        "MF132",
+        "Not found in run",
+        "nothing in the running image fits",
+        "Give the source and the build command from which the running binary was made, or one that has its symbol table.",
+        overridable=False,
+    ),
+    Refusal(
+        "MF133",
+        "Contradiction",
+        "{what}",
+        "Give the source and the build command from which the running binary was made, with the same compiler version.",
+        overridable=False,
+    ),
+    Refusal(
+        "MF134",
+        "Code shared by several functions",
+        "the linker folded it with {others} into one, so that replacing it would replace those too",
+        "Link the baseline without --icf=all.",
+    ),
+    # --- linking
+    Refusal(
+        "MF140",
+        "Relocation of an unknown kind",
+        "at +{offset:#x} there is a relocation {kind} that cannot be carried over here",
+        "Compile the file with the default code model and TLS dialect.",
+        overridable=False,
+    ),
+    Refusal(
+        "MF141",
+        "Reference that leads nowhere",
+        "it refers to {target}, {why}",
+        _BASELINE,
+        overridable=False,
+    ),
+    Refusal(
+        "MF142",
+        "Thread-local variable out of reach",
+        "it uses the thread-local variable {target} in a way that the running image does not",
+        f"{_BASELINE} Or use it in the way that the unfixed code does.",
+        overridable=False,
+    ),
+    Refusal(
+        "MF143",
+        "Another address for an imported function",
+        "it takes the address of {target}, which this position-dependent image does not do so far: the address differs from "
+        "the one that libraries see",
+        "Override this finding when the address is only called, and never compared.",
+    ),
+    Refusal(
+        "MF144",
+        "Hook that is none",
+        "{what}",
+        "Define int midflight_before_apply(void), midflight_after_apply, midflight_before_revert or "
+        "midflight_after_revert; 0 means success.",
+        overridable=False,
+    ),
     # --- the whole build
     Refusal(
         "MF160",
         "Nothing to patch",
         "the fix changes no code that is compiled into this image",
         "Check that the fix belongs to this version and configuration; nothing needs to be applied.",
+        overridable=False,
+    ),
+    Refusal(
+        "MF161",
+        "No build-id",
+        "the running image has no build-id, by which processes that run it could be told",
+        "Link the baseline with -Wl,--build-id.",
+        overridable=False,
+    ),
+    Refusal(
+        "MF162",
+        "Override without a finding",
+        "the override of {code} for {target} overrides nothing",
+        "Leave it out: an override that is not needed hides the next change.",
         overridable=False,
     ),
 )

@@ -1,0 +1,358 @@
+"""What references, read in the running image, say about where things are; and whether they agree with each other.
+
+A fact is one statement ("variable x lies at 0x4010") with its witness. Facts come from the relocated fields of matched
+code, from pointers in matched data, and are held against the symbol table, dynamic relocations and each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from midflight.forge import relocs as r
+from midflight.forge.decode import Same, Witness
+from midflight.forge.model import Atom, ObjectCode, Reference
+from midflight.forge.runimage import RunImage
+
+Id = tuple[Path | None, str]
+"""(object, atom key) of something local, or (None, name) of a global symbol."""
+
+What = Literal["address", "slot", "plt", "tpoff", "tlsvalue", "gottpoff", "tlsgd", "tlsld", "inside"]
+
+
+class Contradiction(Exception):
+    """Run is not this code after all: something that it refers to is not what pre refers to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """``what`` of ``id`` is ``value``. "inside": of (function, offset in pre), see ``offset``."""
+
+    id: Id
+    what: What
+    value: int
+    how: str
+    offset: int = 0
+
+
+@dataclass(slots=True)
+class Facts:
+    """Everything established so far: per (id, what, offset) the values and who said so."""
+
+    known: dict[tuple[Id, What, int], dict[int, list[str]]] = field(default_factory=dict)
+
+    def add(self, fact: Fact) -> None:
+        values = self.known.setdefault((fact.id, fact.what, fact.offset), {})
+        sayers = values.setdefault(fact.value, [])
+        if fact.how not in sayers:
+            sayers.append(fact.how)
+
+    def values(self, id_: Id, what: What) -> Mapping[int, list[str]]:
+        return self.known.get((id_, what, 0), {})
+
+    def clash(self, fact: Fact) -> str | None:
+        """The witness of another value, when this fact disagrees with what is known. GOT slots and PLT entries of one
+        symbol may be several."""
+        if fact.what in ("slot", "plt", "gottpoff", "tlsgd", "tlsld"):
+            return None
+        values = self.known.get((fact.id, fact.what, fact.offset), {})
+        for value, hows in values.items():
+            if value != fact.value:
+                return f"{value:#x} by {hows[0]}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Tells which atoms and symbols of several objects are one and the same thing."""
+
+    objects: Mapping[Path, ObjectCode]
+    definers: Mapping[str, tuple[Path, str]]
+    """Global symbol name (aliases too) to the atom that defines it, the strong one first."""
+
+    @classmethod
+    def of(cls, objects: Mapping[Path, ObjectCode]) -> Names:
+        definers: dict[str, tuple[Path, str]] = {}
+        strong: set[str] = set()
+        for path, code in objects.items():
+            for key, atom in code.atoms.items():
+                if atom.binding == "local":
+                    continue
+                for name in (atom.name, *atom.aliases):
+                    if name not in definers or (atom.binding == "global" and name not in strong):
+                        definers[name] = (path, key)
+                        if atom.binding == "global" and key not in code.common:
+                            strong.add(name)
+        return cls(objects, definers)
+
+    def atom(self, path: Path, key: str) -> Atom:
+        return self.objects[path].atoms[key]
+
+    def id_of(self, path: Path, key: str) -> Id:
+        atom = self.atom(path, key)
+        return (path, key) if atom.binding == "local" else (None, atom.name)
+
+    def id_of_symbol(self, name: str) -> Id:
+        """The canonical id of a global name: aliases share one."""
+        place = self.definers.get(name)
+        return (None, name) if place is None else (None, self.atom(*place).name)
+
+    def id_of_reference(self, path: Path, reference: Reference) -> Id:
+        if reference.atom is not None:
+            return self.id_of(path, reference.atom)
+        return self.id_of_symbol(reference.symbol or "")
+
+    def place_of(self, id_: Id) -> tuple[Path, str] | None:
+        """The atom behind an id, when one of the objects defines it."""
+        return self.definers.get(id_[1]) if id_[0] is None else (id_[0], id_[1])
+
+    def names_of(self, id_: Id) -> tuple[str, ...]:
+        """Every symbol name of the thing."""
+        place = self.place_of(id_)
+        if place is None:
+            return (id_[1],)
+        atom = self.atom(*place)
+        return (atom.name, *atom.aliases) if atom.name else ()
+
+
+def name_of(id_: Id) -> str:
+    """The name under which a Match lists it."""
+    return id_[1] if id_[0] is None else f"{id_[0]}:{id_[1]}"
+
+
+def show(names: Names, id_: Id) -> str:
+    """The name that a person knows it by."""
+    place = names.place_of(id_)
+    return id_[1] if place is None else names.atom(*place).name or place[1]
+
+
+class Interpreter:
+    """Turns witnesses into facts, and rejects those that cannot be true."""
+
+    def __init__(self, run: RunImage, names: Names) -> None:
+        self.run = run
+        self.names = names
+
+    # --- code ----------------------------------------------------------------------------------------------------
+
+    def code_facts(self, path: Path, key: str, same: Same) -> Iterator[Fact]:
+        """What matched code says. Raises Contradiction."""
+        atom = self.names.atom(path, key)
+        for witness in same.witnesses:
+            how = f"{atom.name or key}+{witness.reference.offset:#x}"
+            yield from self._witness(path, key, witness, how)
+        for inner in same.outside:
+            target, offset = self._neighbour(path, atom, atom.offset + inner.offset)
+            yield from self._address((path, target), inner.vaddr - offset, f"{atom.name or key} (same section)", False)
+
+    def _neighbour(self, path: Path, atom: Atom, offset: int) -> tuple[str, int]:
+        """The atom at an offset of the section that ``atom`` is in, for references that the assembler resolved."""
+        found = [
+            (key, offset - other.offset)
+            for key, other in self.names.objects[path].atoms.items()
+            if other.section == atom.section and other.offset <= offset < other.offset + max(other.size, 1)
+        ]
+        if len(found) != 1:
+            raise Contradiction(f"it refers to {atom.section}+{offset:#x}, where nothing known is")
+        return found[0]
+
+    def _witness(self, path: Path, key: str, witness: Witness, how: str) -> Iterator[Fact]:
+        reference = witness.reference
+        id_ = self.names.id_of_reference(path, reference)
+        if witness.form == "address":
+            if reference.atom is not None:
+                yield from self._atom_address(path, key, reference, witness, how)
+            else:
+                yield from self._address(id_, witness.value, how, witness.branch)
+        elif witness.form == "slot":
+            yield from self._slot(id_, witness.value, how)
+        elif witness.form == "tpoff":
+            yield self._tls(id_, "tpoff", witness.value, how)
+        elif witness.form == "dtpoff":
+            yield self._tls(id_, "tlsvalue", witness.value, how)
+        elif witness.form == "gottpoff":
+            yield from self._gottpoff(id_, witness.value, how)
+        elif witness.form == "tlsgd":
+            yield from self._tlsgd(id_, witness.value, how)
+        elif witness.form == "tlsld":
+            relocation = self.run.relocations.get(witness.value)
+            if relocation is None or relocation.type != r.DTPMOD64 or relocation.symbol:
+                raise Contradiction(f"{how} does not refer to the module's thread-local storage")
+            yield Fact((None, ""), "tlsld", witness.value, how)
+        elif witness.form == "tlsdesc":
+            relocation = self.run.relocations.get(witness.value)
+            if relocation is None or relocation.type != r.TLSDESC:
+                raise Contradiction(f"{how} does not refer to a thread-local descriptor")
+
+    def _atom_address(self, path: Path, key: str, reference: Reference, witness: Witness, how: str) -> Iterator[Fact]:
+        """A reference to an atom of the same object: a function, a label in one, or data with contents to compare."""
+        assert reference.atom is not None
+        atom = self.names.atom(path, reference.atom)
+        meant = reference.addend + reference.bias
+        if atom.kind == "function" and meant != 0:
+            yield Fact((path, reference.atom), "inside", witness.value + meant, how, meant)
+            return
+        yield from self._address(self.names.id_of(path, reference.atom), witness.value, how, witness.branch)
+
+    def _address(self, id_: Id, value: int, how: str, branch: bool) -> Iterator[Fact]:
+        entry = self.run.plt_at(value)
+        if entry is not None:
+            if entry.symbol is not None and entry.symbol.name not in self.names.names_of(id_):
+                raise Contradiction(f"{how} refers to {show(self.names, id_)} in pre, to {entry.symbol.name} in run")
+            if entry.symbol is None:
+                self._check_resolver(id_, entry.resolver, how)
+            yield Fact(id_, "plt", value, how)
+            return
+        symbols = self.symbol_values(id_)
+        if symbols and value not in symbols:
+            name, expected = show(self.names, id_), " or ".join(f"{s:#x}" for s in sorted(symbols))
+            raise Contradiction(f"{how} says that {name} is at {value:#x}, the symbol table says {expected}")
+        if branch and not self.run.is_code(value):
+            raise Contradiction(f"{how} would branch to {value:#x}, where no code is")
+        yield Fact(id_, "address", value, how)
+
+    def _check_resolver(self, id_: Id, resolver: int | None, how: str) -> None:
+        symbols = self.symbol_values(id_)
+        if symbols and resolver not in symbols:
+            raise Contradiction(f"{how} refers to {show(self.names, id_)} in pre, to another resolver in run")
+
+    def symbol_values(self, id_: Id) -> set[int]:
+        """Addresses that the image's symbol tables give for a thing, aliases included; empty when they know it not."""
+        found: set[int] = set()
+        place = self.names.place_of(id_)
+        is_local = place is not None and self.names.atom(*place).binding == "local"
+        for name in self.names.names_of(id_):
+            if is_local:
+                found |= {s.value for s in self.run.local_symbols(name)}
+            else:
+                symbol = self.run.global_symbol(name)
+                found |= {symbol.value} if symbol is not None else set()
+        return found
+
+    # --- GOT and thread-local storage ------------------------------------------------------------------------------
+
+    def _slot(self, id_: Id, slot: int, how: str) -> Iterator[Fact]:
+        relocation, pointer = self.run.relocations.get(slot), self.run.pointer(slot)
+        if pointer is None:
+            raise Contradiction(f"{how} refers to {slot:#x}, which is no slot of the GOT")
+        if pointer.symbol is not None:
+            if pointer.symbol.name not in self.names.names_of(id_):
+                raise Contradiction(
+                    f"{how} refers to {show(self.names, id_)} in pre, to {pointer.symbol.name} in run"
+                )
+            yield Fact(id_, "slot", slot, how)
+        elif pointer.resolver:
+            self._check_resolver(id_, pointer.value, how)
+            yield Fact(id_, "slot", slot, how)
+        else:
+            if pointer.value:
+                yield from self._address(id_, pointer.value, how, False)
+            elif relocation is None and self.symbol_values(id_):
+                raise Contradiction(f"{how} refers to {show(self.names, id_)} in pre, to nothing in run")
+            yield Fact(id_, "slot", slot, how)
+
+    def _tls(self, id_: Id, what: Literal["tpoff", "tlsvalue"], value: int, how: str) -> Fact:
+        expected = self.symbol_values(id_)
+        if what == "tpoff":
+            expected = {o for o in map(self.run.thread_pointer_offset, expected) if o is not None}
+        if expected and value not in expected:
+            raise Contradiction(f"{how} refers to another thread-local variable than {show(self.names, id_)}")
+        return Fact(id_, what, value, how)
+
+    def _gottpoff(self, id_: Id, slot: int, how: str) -> Iterator[Fact]:
+        relocation = self.run.relocations.get(slot)
+        if relocation is None:
+            raw = self.run.read(slot, 8)
+            if raw is None:
+                raise Contradiction(f"{how} refers to {slot:#x}, which is no slot of the GOT")
+            yield self._tls(id_, "tpoff", int.from_bytes(raw, "little", signed=True), how)
+        elif relocation.type != r.TPOFF64:
+            raise Contradiction(f"{how} does not refer to a thread-local variable's slot")
+        else:
+            self._same_name(id_, relocation.symbol, how)
+            if not relocation.symbol:
+                yield self._tls(id_, "tlsvalue", relocation.addend, how)
+        yield Fact(id_, "gottpoff", slot, how)
+
+    def _tlsgd(self, id_: Id, slot: int, how: str) -> Iterator[Fact]:
+        relocation = self.run.relocations.get(slot)
+        if relocation is None or relocation.type != r.DTPMOD64:
+            raise Contradiction(f"{how} does not refer to a thread-local variable's slots")
+        self._same_name(id_, relocation.symbol, how)
+        if not relocation.symbol:
+            raw = self.run.read(slot + 8, 8) or b""
+            yield self._tls(id_, "tlsvalue", int.from_bytes(raw, "little"), how)
+        yield Fact(id_, "tlsgd", slot, how)
+
+    def _same_name(self, id_: Id, index: int, how: str) -> None:
+        if not index:
+            return
+        symbols = self.run.elf.dynamic_symbols()
+        if index >= len(symbols) or symbols[index].name not in self.names.names_of(id_):
+            raise Contradiction(f"{how} refers to another thread-local variable than {show(self.names, id_)}")
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    def data_facts(self, path: Path, key: str, vaddr: int) -> Iterator[Fact]:
+        """Compare an atom of data with run at ``vaddr``, and hand on what the pointers in it say. Raises Contradiction."""
+        atom = self.names.atom(path, key)
+        name = atom.name or (repr(atom.data[:40])[1:] if atom.kind == "string" else key)
+        raw = self.run.read(vaddr, atom.size)
+        if raw is None:
+            raise Contradiction(f"{name} would be at {vaddr:#x}, where nothing is")
+        mine, theirs = bytearray(atom.data.ljust(atom.size, b"\0")), bytearray(raw)
+        for reference in atom.references:
+            width = r.FIELD_SIZE.get(reference.type, 0)
+            mine[reference.offset : reference.offset + width] = bytes(width)
+            theirs[reference.offset : reference.offset + width] = bytes(width)
+        if mine != theirs:
+            at = next(i for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b)
+            raise Contradiction(f"{name} has another content at {vaddr:#x} in run (byte +{at:#x})")
+        for reference in atom.references:
+            yield from self._pointer(path, key, reference, vaddr, raw)
+
+    def _pointer(self, path: Path, key: str, reference: Reference, vaddr: int, raw: bytes) -> Iterator[Fact]:
+        atom = self.names.atom(path, key)
+        how = f"{atom.name or key}+{reference.offset:#x}"
+        field_ = raw[reference.offset : reference.offset + r.FIELD_SIZE.get(reference.type, 0)]
+        id_ = self.names.id_of_reference(path, reference)
+        if reference.type == r.R_64:
+            pointer = self.run.pointer(vaddr + reference.offset)
+            if pointer is None:
+                raise Contradiction(f"{how} is no pointer in run")
+            if pointer.symbol is not None:
+                if pointer.symbol.name not in self.names.names_of(id_):
+                    raise Contradiction(f"{how} points to {pointer.symbol.name} in run")
+                return
+            if pointer.resolver:
+                return
+            value = pointer.value - reference.addend
+            if pointer.value == 0:
+                return
+        elif reference.type in (r.PC32, r.PLT32):
+            value = int.from_bytes(field_, "little", signed=True) + vaddr + reference.offset - reference.addend
+        elif reference.type == r.R_32:
+            value = int.from_bytes(field_, "little") - reference.addend
+        elif reference.type == r.R_32S:
+            value = int.from_bytes(field_, "little", signed=True) - reference.addend
+        else:
+            raise Contradiction(f"{how} has a relocation of the kind {r.name(reference.type)}")
+        if reference.atom is not None:
+            yield from self._atom_address(path, key, reference, Witness(reference, "address", value), how)
+        else:
+            yield from self._address(id_, value, how, False)
+
+
+def settle(facts: Iterable[Fact], known: Facts) -> list[Fact]:
+    """All facts, when they agree with each other and with what is known. Raises Contradiction."""
+    local = Facts()
+    result = []
+    for fact in facts:
+        clash = local.clash(fact) or known.clash(fact)
+        if clash is not None:
+            raise Contradiction(f"{fact.id[1]} is at {fact.value:#x} by {fact.how}, but at {clash}")
+        local.add(fact)
+        result.append(fact)
+    return result
