@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import cached_property
 
 from midflight.forge import layout, startup
+from midflight.forge.calls import address_taken, uses
 from midflight.forge.compare import Comparer
 from midflight.forge.correlate import STORAGE, Correlation, correlate
 from midflight.forge.lines import LineTables, only_lines_differ
@@ -65,7 +66,7 @@ class _Difference:
         self._close()
         self._check_replaced()
         self._check_new_and_gone()
-        self.findings.extend(startup.findings(self.correlation, self.comparer, self.changed))
+        self.findings.extend(startup.findings(self.correlation, self.changed))
         self._check_types()
         to_pre = self.correlation.to_pre
         return ObjectDiff(
@@ -300,11 +301,8 @@ class _Difference:
         to_post = self.correlation.to_post
         unchanged = [
             atom.name
-            for atom in self.pre.atoms.values()
-            if atom.kind == "function"
-            and to_post.get(atom.key, "") not in self.changed
-            and atom.key in to_post
-            and any(r.atom == old.key for r in atom.references)
+            for atom, _ in uses(self.pre, old.key)
+            if atom.kind == "function" and atom.key in to_post and to_post[atom.key] not in self.changed
         ]
         if holder is not None:
             callers = f"{holder} gives its address to callers that know it"
@@ -343,24 +341,3 @@ def _target(code: ObjectCode, reference: Reference) -> str:
         at = max(reference.addend + reference.bias, 0)
         return repr(atom.data[at:].rstrip(b"\0").decode(errors="replace"))
     return atom.name or atom.key
-
-
-def _is_branch(atom: Atom, reference: Reference) -> bool:
-    """Whether a field in code is the target of a call or jump: e8, e9 or 0f 8x stands before it (no ModRM byte of an
-    address relative to rip looks like that; Intel SDM volume 2, table 2-2)."""
-    before = atom.data[max(reference.offset - 2, 0) : reference.offset]
-    return before[-1:] in (b"\xe8", b"\xe9") or (len(before) == 2 and before[0] == 0x0F and before[1] & 0xF0 == 0x80)
-
-
-def address_taken(code: ObjectCode, key: str) -> str | None:
-    """The name of something in this object that takes the address of a function, other than to call it; or None.
-
-    Its own exception table and jump tables, and its own code, do not count.
-    """
-    for atom in code.atoms.values():
-        if atom.key == key or atom.parent == key:
-            continue
-        for reference in atom.references:
-            if reference.atom == key and not (atom.kind == "function" and _is_branch(atom, reference)):
-                return atom.name or atom.key
-    return None

@@ -60,6 +60,8 @@ class _Piece:
     symbols: list[Symbol] = field(default_factory=list)
     key: str = ""
     sized: bool = True
+    constant: bool = False
+    """In a writable section, but nothing writes there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,11 +246,12 @@ def _type_info_slots(raw: RawObject) -> dict[int, set[int]]:
 
 
 def _split(piece: _Piece, edges: set[int]) -> list[_Piece]:
-    inner = sorted(edge for edge in edges if piece.start < edge < piece.end)
-    if piece.symbols or not inner:
+    """Cut an unnamed piece at the type info slots in it: eight bytes each, and constant."""
+    inside = {edge for edge in edges if piece.start <= edge < piece.end}
+    if piece.symbols or not inside:
         return [piece]
-    bounds = [piece.start, *inner, piece.end]
-    return [_Piece(piece.section, a, b, sized=piece.sized) for a, b in pairwise(bounds)]
+    bounds = sorted({piece.start, piece.end, *inside, *(e + 8 for e in inside if e + 8 < piece.end)})
+    return [_Piece(piece.section, a, b, sized=piece.sized, constant=a in inside) for a, b in pairwise(bounds)]
 
 
 def _cut_strings(raw: RawObject, section: Section) -> list[_Piece]:
@@ -359,7 +362,7 @@ def _kind(section: Section, piece: _Piece) -> AtomKind:
         return "other"
     if section.flags & SHF_MERGE and section.flags & SHF_STRINGS:
         return "string"
-    if section.flags & SHF_WRITE and not section.name.startswith(".data.rel.ro"):
+    if section.flags & SHF_WRITE and not section.name.startswith(".data.rel.ro") and not piece.constant:
         return "data"
     return "rodata"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import iced_x86 as x86
 
-from midflight.forge.compare import Comparer
+from midflight.forge.calls import is_branch, uses
 from midflight.forge.correlate import Correlation
 from midflight.forge.model import Atom, Finding, ObjectCode
 from midflight.forge.refusals import finding
@@ -14,7 +14,7 @@ from midflight.forge.refusals import finding
 _ARRAYS = (".init_array", ".preinit_array", ".ctors")
 
 
-def findings(correlation: Correlation, comparer: Comparer, changed: set[str]) -> Iterator[Finding]:
+def findings(correlation: Correlation, changed: set[str]) -> Iterator[Finding]:
     """Findings for what the fix changes in start-up code. ``changed`` are post keys of changed functions."""
     pre, post = correlation.pre, correlation.post
     was, now = _constructors(pre), _constructors(post)
@@ -39,7 +39,7 @@ def findings(correlation: Correlation, comparer: Comparer, changed: set[str]) ->
             yield finding(
                 "MF114", post.path, owner.name, what="it chooses a function for an IFUNC when the image is loaded"
             )
-        elif owner.section.startswith(".text.startup") and _runs_once(pre, correlation.to_pre[key], set()):
+        elif _runs_once(pre, correlation.to_pre[key], frozenset()):
             yield finding(
                 "MF114", post.path, owner.name, what="only constructors or the straight-line code of main call it"
             )
@@ -55,26 +55,25 @@ def _constructors(code: ObjectCode) -> list[str]:
     ]
 
 
-def _runs_once(code: ObjectCode, key: str, seen: set[str]) -> bool:
-    """Whether all that refers to a function is calls outside of loops, from main, constructors and functions like it.
-
-    The compiler puts whatever only they call into .text.startup, an event loop too: the section alone proves nothing.
-    """
-    seen.add(key)
-    for atom in code.atoms.values():
+def _runs_once(code: ObjectCode, key: str, seen: frozenset[str]) -> bool:
+    """Whether a static function is called by nothing but main, constructors, and static functions that run once too,
+    outside of loops. (That gcc puts a function into .text.startup proves nothing: an event loop may be there too.)"""
+    if key == "main":
+        return True
+    found = False
+    for atom, reference in uses(code, key):
         if atom.section.startswith(_ARRAYS):
+            found = True
             continue
-        for reference in atom.references:
-            if reference.atom != key or atom.key == key or atom.parent == key:
-                continue
-            if atom.kind != "function" or not atom.section.startswith((".text.startup", ".text.unlikely")):
-                return False
-            if _in_loop(atom, reference.offset):
-                return False
-            caller = atom.parent or atom.key
-            if caller != "main" and caller not in seen and not _runs_once(code, caller, seen):
-                return False
-    return True
+        caller = atom.parent or atom.key
+        if caller in seen or caller == key:
+            continue
+        if not is_branch(atom, reference) or _in_loop(atom, reference.offset):
+            return False
+        if not _runs_once(code, caller, seen | {key}):
+            return False
+        found = True
+    return found and code.atoms[key].binding == "local"
 
 
 def _in_loop(atom: Atom, offset: int) -> bool:
