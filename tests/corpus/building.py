@@ -5,7 +5,7 @@ All of it lies in ``.cache/corpus`` (git-ignored) and is used again while the de
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import filecmp
 import hashlib
 import os
@@ -55,37 +55,50 @@ def prepare(case: Case, cache: Path = CACHE) -> Prepared:
     ready = Prepared(
         folder / "source", folder / "fix.patch", folder / "production", folder / "production" / case.package.image
     )
-    stamp, state = folder / "ready", _state(case)
-    if stamp.exists() and stamp.read_text() == state:
-        return ready
-    shutil.rmtree(folder, ignore_errors=True)
-    package = debsource.fetch(case.package.name, version=case.package.version, log=_say)
-    package.copy(ready.source, without=case.patches)
-    ready.fix.write_text(fix_of(case, package, ready.source))
-    shutil.copytree(ready.source, ready.tree, symlinks=True)
-    build(case, ready.tree)
+    with _made_once(folder / "ready", repr((case.package, case.patches))) as needed:
+        if needed:
+            for path in (ready.source, ready.tree):
+                shutil.rmtree(path, ignore_errors=True)
+            package = debsource.fetch(case.package.name, version=case.package.version, log=_say)
+            package.copy(ready.source, without=case.patches)
+            _write_fix(case, package, ready)
+            shutil.copytree(ready.source, ready.tree, symlinks=True)
+            build(case, ready.tree)
     if isinstance(case.expected, Patched) and case.expected.host is not None:
-        _build_host(case.expected.host, ready.tree, folder / "host")
-    stamp.write_text(state)
+        host = case.expected.host
+        texts = [path.read_text() for path in (HOSTS / "host.h", HOSTS / host.source, folder / "ready")]
+        with _made_once(folder / "host.ready", repr((host, texts))) as needed:
+            if needed:
+                _build_host(host, ready.tree, folder / "host")
     return ready
 
 
 def build_fixed(case: Case, ready: Prepared) -> Path:
     """Build the source with the fix, as the next restart would have it; a host program stands beside the tree again."""
     folder = ready.tree.parent / "fixed"
-    tree, stamp = folder / "production", folder / "ready"
-    state = (ready.tree.parent / "ready").read_text()
-    if stamp.exists() and stamp.read_text() == state:
-        return tree
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(ready.source, tree, symlinks=True)
-    debsource.apply_patch(tree, ready.fix)
-    build(case, tree)
+    tree = folder / "production"
+    with _made_once(folder / "ready", (ready.tree.parent / "ready").read_text()) as needed:
+        if needed:
+            shutil.rmtree(tree, ignore_errors=True)
+            shutil.copytree(ready.source, tree, symlinks=True)
+            debsource.apply_patch(tree, ready.fix)
+            build(case, tree)
     host = ready.tree.parent / "host"
     if host.exists():
         shutil.copy2(host, folder / "host")
-    stamp.write_text(state)
     return tree
+
+
+@contextlib.contextmanager
+def _made_once(stamp: Path, state: str) -> Iterator[bool]:
+    """Tells whether something is to be made (anew). When that went well, it need not be while the state is the same."""
+    digest = hashlib.sha256(state.encode()).hexdigest()
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    needed = not stamp.exists() or stamp.read_text() != digest
+    if needed:
+        stamp.unlink(missing_ok=True)
+    yield needed
+    stamp.write_text(digest)
 
 
 def build(case: Case, tree: Path) -> None:
@@ -100,16 +113,18 @@ def build(case: Case, tree: Path) -> None:
         raise BuildError(f"{case.name}: the build made no {case.package.image}")
 
 
-def fix_of(case: Case, package: debsource.SourcePackage, vulnerable: Path) -> str:
-    """The fix as one patch of code alone, without tests, documents and the changelog.
+def _write_fix(case: Case, package: debsource.SourcePackage, ready: Prepared) -> None:
+    """Write the fix as one patch of code alone, without tests, documents and the changelog.
 
     One Debian patch is taken as it is. Several that stand on each other (and on others in between) become the
     difference between the source with all of them and without.
     """
     if len(case.patches) == 1:
-        fix = code_of(package.patch(case.patches[0]).read_text(errors="surrogateescape"))
-        return fix.encode(errors="surrogateescape").decode(errors="replace")
-    return "".join(_differences(vulnerable, package.tree))
+        patch = package.patch(case.patches[0]).read_bytes()
+        ready.fix.write_bytes(code_of(patch.decode("latin-1")).encode("latin-1"))
+        if debsource.fits(ready.source, ready.fix):
+            return
+    ready.fix.write_bytes(b"".join(_differences(ready.source, package.tree)))
 
 
 def code_of(patch: str) -> str:
@@ -128,7 +143,7 @@ def _files_of(patch: str) -> Iterator[tuple[str, str, str]]:
 
     The lines of hunks are counted: one that is removed may look like the head of a file.
     """
-    lines = patch.splitlines(keepends=True)
+    lines = re.findall(r"[^\n]*\n|[^\n]+$", patch)  # code may have other line ends, as a form feed
     at = 0
     while at + 1 < len(lines):
         if not (lines[at].startswith("--- ") and lines[at + 1].startswith("+++ ")):
@@ -146,7 +161,7 @@ def _files_of(patch: str) -> Iterator[tuple[str, str, str]]:
         yield old, new, "".join(lines[start:at])
 
 
-def _differences(left: Path, right: Path) -> Iterator[str]:
+def _differences(left: Path, right: Path) -> Iterator[bytes]:
     """A unified diff of the code files of two trees, in a fixed order and without times."""
     for path in sorted(path for path in right.rglob("*") if path.suffix in CODE and path.is_file()):
         name = path.relative_to(right)
@@ -156,7 +171,7 @@ def _differences(left: Path, right: Path) -> Iterator[str]:
             continue
         labels = ["--label", f"a/{name}" if other.exists() else "/dev/null", "--label", f"b/{name}"]
         command = ["diff", "-u", *labels, str(other) if other.exists() else "/dev/null", str(path)]
-        yield subprocess.run(command, check=False, capture_output=True, text=True, errors="replace").stdout
+        yield subprocess.run(command, check=False, capture_output=True).stdout
 
 
 def _build_host(host: HostProgram, tree: Path, program: Path) -> None:
@@ -182,15 +197,6 @@ def _run(command: list[str], folder: Path, what: str) -> None:
         raise BuildError(
             f"{what} failed in {folder} (its Debian packages stand in scripts/apt-packages.txt):\n{done.stdout[-3000:]}"
         )
-
-
-def _state(case: Case) -> str:
-    """Changes whenever something changes that the folder was made from."""
-    facts = [repr(dataclasses.replace(case, expected=None))]  # type: ignore[arg-type]
-    if isinstance(case.expected, Patched) and case.expected.host is not None:
-        facts += [repr(case.expected.host)]
-        facts += [path.read_text() for path in (HOSTS / "host.h", HOSTS / case.expected.host.source)]
-    return hashlib.sha256("\0".join(facts).encode()).hexdigest()
 
 
 def _say(line: str) -> None:

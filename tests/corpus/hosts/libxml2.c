@@ -2,6 +2,7 @@
  * so one empty string could be several dictionary entries. */
 #include "host.h"
 
+#include <libxml/tree.h>
 #include <libxml/dict.h>
 
 static const char *verdict(void)
