@@ -146,7 +146,7 @@ class Demo:
 
     def revert(self, pids: Sequence[int]) -> list[dict[str, Any]]:
         """Take the hotpatch out of all processes."""
-        return self._processes(["revert", NAME, *_pids(pids)])
+        return self._processes(["revert", "--name", NAME, *_pids(pids)])
 
     # --- all together ----------------------------------------------------------------------------------------------
 

@@ -107,7 +107,7 @@ class Failing:
         (PermissionError(13, "Permission denied", "/proc/1/mem"), 1, "midflight: /proc/1/mem: Permission denied\n"),
         (OSError(28, "No space left on device"), 1, "midflight: No space left on device\n"),
         (ZeroDivisionError("by zero"), 1, "midflight: internal error: ZeroDivisionError: by zero; please report; full"),
-        (EngineError("two\nlines \x1b[31mred"), 1, "midflight: two lines \\x1b[31mred\n"),
+        (EngineError("a name \x1b[31mred"), 1, "midflight: a name \\x1b[31mred\n"),
     ],
 )
 def test_every_failure_is_one_line_and_a_status(

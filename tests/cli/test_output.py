@@ -92,7 +92,7 @@ def test_json_mode_prints_one_document_and_nothing_else() -> None:
         "processes": [1],
         "error": {"kind": "EngineError", "message": "it failed\nbadly", "exit_status": 1},
     }
-    assert err.getvalue() == "midflight: it failed badly\n"
+    assert err.getvalue() == "midflight: it failed\nbadly\n"
 
 
 def test_progress_is_one_line_on_a_terminal_and_gone_before_text() -> None:

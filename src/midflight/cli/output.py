@@ -135,8 +135,14 @@ class Output:
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def error(self, message: str, kind: str, exit_status: int) -> None:
-        """Print an error: one line on standard error; in JSON mode it is in the document as well."""
-        self._error_line(Styled("midflight:", "bad"), " " + " ".join(message.splitlines()))
+        """Print an error on standard error: one line, and below it what a tool said (a compiler's message), if anything.
+
+        In JSON mode it is in the document as well.
+        """
+        first, *more = message.splitlines() or [""]
+        self._error_line(Styled("midflight:", "bad"), " " + first)
+        for line in more:
+            self._error_line(line)
         self.result({"error": {"kind": kind, "message": message, "exit_status": exit_status}})
 
     def finish(self) -> None:
