@@ -111,7 +111,9 @@ def targets(draw: st.DrawFn) -> Target:
         for _ in range(draw(st.integers(0, 3)))
     )
     places = draw(st.lists(st.integers(0, code_size // 8 - 1), max_size=6, unique=True))
-    kinds: list[RelocationKind] = ["payload", "image", "slot", *(["import"] if imports else [])]
+    kinds: list[RelocationKind] = ["payload", "image", "slot"]
+    if imports:
+        kinds.append("import")
     relocations = []
     for place in places:
         kind = draw(st.sampled_from(kinds))

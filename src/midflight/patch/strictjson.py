@@ -7,15 +7,14 @@ see two documents in the same bytes. Here such a document is refused.
 from __future__ import annotations
 
 import json
-import re
 from typing import NoReturn
 
 MAX_DEPTH = 16
 """Nesting of arrays and objects; the manifest needs 8."""
 
 _MAX_DIGITS = 20
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_BRACKET = re.compile(r"[\[\]{}]")
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
 
 
 class StrictJSONError(ValueError):
@@ -32,7 +31,7 @@ def loads(data: bytes) -> object:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise StrictJSONError(f"is not UTF-8 (byte {error.start})") from None
-    _check_depth(text)
+    _check_depth(data)
     try:
         value: object = json.loads(
             text,
@@ -48,16 +47,15 @@ def loads(data: bytes) -> object:
     return value
 
 
-def _check_depth(text: str) -> None:
-    """Refuse deep nesting before the recursive reader sees it. A text with broken strings is refused by the reader."""
-    depth = 0
-    for bracket in _BRACKET.findall(_STRING.sub("", text)):
-        if bracket in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise StrictJSONError(f"is nested deeper than {MAX_DEPTH} levels")
-        else:
-            depth -= 1
+def _check_depth(data: bytes) -> None:
+    """Refuse deep nesting before the recursive reader sees it, at the speed of bytes methods."""
+    # Without escapes every quote begins or ends a string, so every second piece lies outside of strings.
+    skeleton = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_BRACKETS, _NO_BRACKETS)
+    brackets = b"".join(skeleton.split(b'"')[::2])
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+    if brackets:
+        raise StrictJSONError(f"is nested deeper than {MAX_DEPTH} levels, or its brackets do not match")
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
