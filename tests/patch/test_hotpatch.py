@@ -253,7 +253,7 @@ def test_every_truncation_is_refused(path: Path) -> None:
             read_hotpatch(path, HERE)
 
 
-@pytest.mark.parametrize("flip", [0x01, 0x20, 0xFF])
+@pytest.mark.parametrize("flip", [0x01, 0x20])
 def test_every_changed_byte_is_refused(path: Path, flip: int) -> None:
     data = hotpatch_bytes()
     for position in range(len(data)):

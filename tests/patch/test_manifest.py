@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -447,6 +448,17 @@ def test_an_entry_may_reach_into_padding_and_shared_parts() -> None:
     one = Function("one", (shared, CodeRange(0x5000, 8, "0" * 64)), Entry("near", 0x4000, b"12345"), 0, 8)
     two = Function("two", (shared, CodeRange(0x6000, 8, "0" * 64)), Entry("near", 0x6000, b"12345"), 0, 8)
     read(json.loads(encode_manifest(manifest(targets=(replace(GOOD, functions=(tiny, one, two)),)))))
+
+
+@given(st.from_regex(r"(19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9]Z", fullmatch=True))
+def test_times_are_those_that_exist(moment: str) -> None:
+    try:
+        datetime.fromisoformat(moment)
+    except ValueError:
+        with pytest.raises(FieldError, match="time that exists"):
+            read({**document(), "created": moment})
+    else:
+        assert read({**document(), "created": moment}).created == moment
 
 
 # --- JSON ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ field are put together only when there is a fault, so that reading a good manife
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -161,6 +160,8 @@ def text(least: int, most: int, *, lines: bool = False) -> Callable[[object], st
         if least and not value.strip():
             raise FieldError("must not be blank")
         if not (value.isascii() and value.isprintable()):
+            import unicodedata
+
             for character in value:
                 if character in "\n\t" and lines:
                     continue
