@@ -1,0 +1,377 @@
+"""Live processes of Linux on x86-64: /proc for looking, ptrace for stopping and for working inside (the Process protocol)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+
+from midflight.errors import ProcessError, ProcessGone
+from midflight.process import gadgets, inject, maps
+from midflight.process import ptrace as pt
+from midflight.process.faults import point
+from midflight.process.model import Mapping, Protection, Stack, Thread
+from midflight.process.stop import Stop
+
+_PAGE = 4096
+_PROT_READ, _PROT_WRITE, _PROT_EXEC = 1, 2, 4
+_PROTECTION: dict[Protection, int] = {
+    "r": _PROT_READ,
+    "rx": _PROT_READ | _PROT_EXEC,
+    "rw": _PROT_READ | _PROT_WRITE,
+}
+_MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_FIXED_NOREPLACE, _MAP_NORESERVE = 0x02, 0x10, 0x20, 0x100000, 0x4000
+_SYS_MMAP, _SYS_MUNMAP = 9, 11
+_CAP_SYS_ADMIN = 1 << 21
+_ATTACH_PATIENCE = 1.0
+_CALL_ROOM = 48 << 10
+_ELF64_X86_64 = (2, 62)  # ELFCLASS64, EM_X86_64
+
+
+class AddressTaken(ProcessError):
+    """Something is mapped already where memory was to be mapped; choose another address."""
+
+
+class LinuxProcess:
+    """One process by pid; see :class:`midflight.process.model.Process` for the contract. Also a context manager."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.start_time = maps.read_stat(pid).start_time
+        self._memory_fd = -1
+
+    def __repr__(self) -> str:
+        return f"LinuxProcess({self.pid})"
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    def check_same(self) -> None:
+        """Raise ProcessGone when the pid has passed to another process since this object was made."""
+        if maps.read_stat(self.pid).start_time != self.start_time:
+            raise ProcessGone(f"process {self.pid} ended and its number was given to another; look again")
+
+    def maps(self) -> list[Mapping]:
+        """The address space, in address order."""
+        return maps.parse_maps(maps.read_file(f"/proc/{self.pid}/maps"))
+
+    def threads(self) -> list[int]:
+        """Thread ids, now."""
+        return maps.list_threads(self.pid)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Exactly ``size`` bytes, whatever the page protection is."""
+        data = self.read_available(address, size)
+        if len(data) != size:
+            raise ProcessError(
+                f"process {self.pid} has no readable memory at {address + len(data):#x}; look at its maps"
+            )
+        return data
+
+    def read_available(self, address: int, size: int) -> bytes:
+        """Up to ``size`` bytes: as far as there is memory."""
+        fd = self._memory()
+        parts = []
+        while size > 0:
+            try:
+                part = os.pread(fd, size, address)
+            except OSError as error:
+                if error.errno in (errno.EIO, errno.EFAULT, errno.EINVAL, errno.EOVERFLOW):
+                    break
+                raise self._memory_error(error, address, "read") from None
+            except OverflowError:
+                break
+            if not part:
+                self._alive_or_raise()
+                break
+            parts.append(part)
+            address += len(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write whatever the page protection is; private pages are copied first, files stay as they are."""
+        fd = self._memory()
+        done = 0
+        while done < len(data):
+            try:
+                count = os.pwrite(fd, data[done:] if done else data, address + done)
+            except (OSError, OverflowError) as error:
+                raise self._memory_error(error, address + done, "write") from None
+            if not count:
+                self._alive_or_raise()
+                raise ProcessError(f"process {self.pid} has no memory at {address + done:#x}; look at its maps")
+            done += count
+
+    def _memory(self) -> int:
+        if self._memory_fd < 0:
+            path = f"/proc/{self.pid}/mem"
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except (FileNotFoundError, ProcessLookupError):
+                raise ProcessGone(f"process {self.pid} ended; nothing left to do") from None
+            except OSError as error:
+                raise ProcessError(
+                    f"the memory of process {self.pid} cannot be opened: {error.strerror}; run as root or as its owner"
+                ) from None
+            self._memory_fd = fd
+            self.check_same()
+        return self._memory_fd
+
+    def _memory_error(self, error: Exception, address: int, what: str) -> ProcessError:
+        if isinstance(error, ProcessLookupError):
+            return ProcessGone(f"process {self.pid} ended; nothing left to do")
+        return ProcessError(f"cannot {what} memory of process {self.pid} at {address:#x}: {error}; look at its maps")
+
+    def _alive_or_raise(self) -> None:
+        """An empty answer of /proc/PID/mem means that the address space is gone: the process ended or called exec."""
+        self.check_same()
+        stat = maps.read_stat(self.pid)
+        if stat.state in "ZX":
+            raise ProcessGone(f"process {self.pid} ended; nothing left to do")
+        raise ProcessGone(f"process {self.pid} became another program; look at it again")
+
+    def module_path(self, mapping: Mapping) -> str:
+        """A path in our namespace that opens the very file behind a mapping (proc(5): map_files, needs privilege)."""
+        if not mapping.inode:
+            raise ProcessError(f"no file is behind the mapping at {mapping.start:#x} of process {self.pid}")
+        path = f"/proc/{self.pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            return path
+        except OSError as error:
+            reason = error.strerror
+        for other in (f"/proc/{self.pid}/root{mapping.path}", f"/proc/{self.pid}/exe"):
+            try:
+                found = os.stat(other)
+            except OSError:
+                continue
+            if found.st_ino == mapping.inode and (os.major(found.st_dev), os.minor(found.st_dev)) == mapping.device:
+                return other
+        raise ProcessError(
+            f"the file behind {mapping.path!r} of process {self.pid} cannot be opened ({reason}); run as root"
+        )
+
+    # -- judging ---------------------------------------------------------------------------------------------------
+
+    def untouchable(self) -> str | None:
+        """Why this process must not be touched, in words; None: it may be."""
+        try:
+            self.check_same()
+            stat = maps.read_stat(self.pid)
+            status = maps.read_status(self.pid)
+            return (
+                self._not_alive(stat)
+                or self._traced(status)
+                or self._not_permitted()
+                or self._foreign()
+                or self._special(status)
+            )
+        except ProcessGone:
+            return "it ended"
+        except ProcessError as error:
+            return str(error)
+
+    def _not_alive(self, stat: maps.Stat) -> str | None:
+        if stat.state in "ZX" and len(maps.list_threads(self.pid)) <= 1:
+            return "it ended (a zombie that its parent has not looked at)"
+        if stat.kernel_thread:
+            return "it is a thread of the kernel"
+        if self.pid == os.getpid():
+            return "it is this program itself"
+        return None
+
+    def _traced(self, status: dict[str, str]) -> str | None:
+        tracer = int(status.get("TracerPid", "0"))
+        if tracer:
+            try:
+                name = maps.read_stat(tracer).comm
+            except ProcessError:
+                name = "?"
+            return f"it is traced by process {tracer} ({name}); detach that first"
+        if int(maps.read_status(os.getpid()).get("TracerPid", "0")) == self.pid:
+            return "it is tracing this program"
+        return None
+
+    def _not_permitted(self) -> str | None:
+        try:
+            self._memory()
+        except ProcessGone:
+            raise
+        except ProcessError as error:
+            return str(error)
+        return None
+
+    def _foreign(self) -> str | None:
+        try:
+            with open(f"/proc/{self.pid}/exe", "rb") as file:
+                head = file.read(20)
+        except FileNotFoundError:
+            return "it has no program file"
+        except OSError as error:
+            return f"its program file cannot be read: {error.strerror}"
+        if head[:4] != b"\x7fELF" or (head[4], int.from_bytes(head[18:20], "little")) != _ELF64_X86_64:
+            return "it is not a 64-bit x86-64 program"
+        return None
+
+    def _special(self, status: dict[str, str]) -> str | None:
+        partner = shares_memory_with(self.pid)
+        if partner is not None:
+            return f"it shares its memory with process {partner} (vfork?); wait until that is over"
+        if "shstk" in status.get("x86_Thread_features", ""):
+            return "it uses a hardware shadow stack, which a call from outside cannot satisfy"
+        if status.get("Seccomp", "0") != "0":
+            own = maps.read_status(os.getpid())
+            if not int(own.get("CapEff", "0"), 16) & _CAP_SYS_ADMIN:
+                return "it is confined by seccomp, and suspending that needs CAP_SYS_ADMIN; run as root"
+            if own.get("Seccomp", "0") != "0":
+                return "it is confined by seccomp, and so are we; run outside the sandbox"
+        return None
+
+    def confined(self) -> bool:
+        """Whether some thread is under seccomp; its filter must then be suspended for an injected call."""
+        for tid in self.threads():
+            try:
+                text = maps.read_file(f"/proc/{self.pid}/task/{tid}/status")
+            except ProcessGone:
+                continue
+            if b"\nSeccomp:\t0" not in text:
+                return True
+        return False
+
+    # -- changing --------------------------------------------------------------------------------------------------
+
+    def stop(self, timeout: float) -> Stop:
+        """Stop all threads, those that appear meanwhile included, and take their snapshots (a context manager)."""
+        return Stop(self, timeout)
+
+    def _tools(self, call: bool = False) -> gadgets.Gadgets:
+        reason = self.untouchable()
+        if reason is not None:
+            raise ProcessError(f"process {self.pid} must not be touched: {reason}")
+        tools = gadgets.find(self.maps(), self.read)
+        if tools.restorer is None or tools.syscall_ret is None:
+            raise ProcessError(
+                f"process {self.pid} has no rt_sigreturn or system call code to borrow; restart it instead"
+            )
+        if call and tools.store is None:
+            raise ProcessError(
+                f"process {self.pid} has no code to catch a result with; no C function can be called in it"
+            )
+        return tools
+
+    def map_memory(self, address: int, parts: Sequence[tuple[int, Protection]]) -> None:
+        """See the protocol. The range is reserved first, then each part is mapped with its final protection."""
+        total = sum(size for size, _ in parts)
+        if not total or address % _PAGE or any(size <= 0 or size % _PAGE for size, _ in parts):
+            raise ProcessError(f"memory at {address:#x} of process {self.pid}: addresses and sizes must be whole pages")
+        flags = _MAP_PRIVATE | _MAP_ANONYMOUS
+        tools = self._tools()
+        with inject.hijack(self, tools, 0, _ATTACH_PATIENCE) as thread:
+            reserved = thread.syscall(
+                _SYS_MMAP, address, total, 0, flags | _MAP_NORESERVE | _MAP_FIXED_NOREPLACE, -1, 0
+            )
+            if reserved == -errno.EEXIST:
+                raise AddressTaken(f"process {self.pid} has something mapped at {address:#x} already")
+            if reserved > 0 and reserved != address:  # before Linux 4.17 the address is a mere hint
+                thread.syscall(_SYS_MUNMAP, reserved, total)
+                raise AddressTaken(f"process {self.pid} has something mapped at {address:#x} already")
+            self._check(reserved, "reserving memory", address)
+            point("map.reserved")
+            at = address
+            for size, protection in parts:
+                result = thread.syscall(_SYS_MMAP, at, size, _PROTECTION[protection], flags | _MAP_FIXED, -1, 0)
+                if result != at:
+                    thread.syscall(_SYS_MUNMAP, address, total)
+                    self._check(result, f"mapping {protection} memory", at)
+                point("map.part")
+                at += size
+
+    def unmap_memory(self, address: int, size: int) -> None:
+        """Give memory back."""
+        with inject.hijack(self, self._tools(), 0, _ATTACH_PATIENCE) as thread:
+            self._check(thread.syscall(_SYS_MUNMAP, address, size), "unmapping memory", address)
+
+    def _check(self, result: int, what: str, address: int) -> None:
+        if -4096 < result < 0:
+            raise ProcessError(
+                f"{what} at {address:#x} in process {self.pid} failed: {os.strerror(-result)}; "
+                "look at its limits (ulimit -v, cgroup memory, SELinux)"
+            )
+
+    def call(
+        self,
+        function: int,
+        arguments: Sequence[int],
+        safe: Callable[[Thread], bool],
+        timeout: float,
+    ) -> int:
+        """See the protocol. Only integer and pointer arguments, six at most."""
+        if len(arguments) > 6:
+            raise ProcessError(f"a function with {len(arguments)} arguments cannot be called from outside; six at most")
+        deadline = time.monotonic() + timeout
+        tools = self._tools(call=True)
+        with inject.hijack(self, tools, _CALL_ROOM, timeout, lambda taken: safe(self._snapshot(taken))) as thread:
+            try:
+                return thread.call(function, arguments, deadline)
+            except inject.Unsuitable:
+                thread.let_go()
+                raise ProcessError(
+                    f"the function at {function:#x} in process {self.pid} did not return within {timeout:g} s; "
+                    f"thread {thread.tid} goes on with it and returns to its own work afterwards"
+                ) from None
+
+    def _snapshot(self, taken: inject.Hijack) -> Thread:
+        low = taken.registers[pt.RSP] - 128
+        mapping = next((m for m in self.maps() if m.start <= low < m.end), None)
+        thread = Thread(taken.tid, pt.to_dwarf(taken.registers))
+        if mapping is None:
+            thread.complete = False
+        else:
+            thread.stacks.append(Stack(low, self.read(low, mapping.end - low)))
+        return thread
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give back the file descriptor; the object may be used again."""
+        if self._memory_fd >= 0:
+            os.close(self._memory_fd)
+            self._memory_fd = -1
+
+    def __enter__(self) -> LinuxProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        fd = getattr(self, "_memory_fd", -1)
+        if fd >= 0:
+            os.close(fd)
+
+
+def shares_memory_with(pid: int) -> int | None:
+    """The parent or child that has the same address space (vfork, clone with CLONE_VM), None: none has."""
+    relatives = [maps.read_stat(pid).parent, *maps.list_children(pid)]
+    for other in relatives:
+        if other > 0 and pt.same_memory(pid, other):
+            return other
+    return None
+
+
+def processes() -> Iterator[LinuxProcess]:
+    """All processes that are visible and run a program: no kernel threads, not ourselves."""
+    own = os.getpid()
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == own:
+            continue
+        try:
+            if maps.read_stat(int(name)).kernel_thread:
+                continue
+            yield LinuxProcess(int(name))
+        except ProcessError:
+            continue
