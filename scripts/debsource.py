@@ -25,6 +25,9 @@ from pathlib import Path
 
 DEFAULT_CACHE = Path(__file__).resolve().parent.parent / ".cache" / "sources"
 
+_INDEX_AGE = 86400.0
+"""Seconds after which the indexes are read again."""
+
 Log = Callable[[str], None]
 
 
@@ -81,14 +84,18 @@ class SourcePackage:
                 _unpack(self.dsc, destination, "--skip-patches")
                 for name in order:
                     if name not in without:
-                        apply_patch(destination, self.patch(name))
+                        _change(destination, self.patch(name), reverse=False, fuzz=2)
                 return destination
             revert_patch(destination, path)
         return destination
 
 
 def fetch(
-    package: str, cache: Path = DEFAULT_CACHE, version: str | None = None, log: Log | None = None
+    package: str,
+    cache: Path = DEFAULT_CACHE,
+    version: str | None = None,
+    log: Log | None = None,
+    etc: Path = Path("/etc/apt"),
 ) -> SourcePackage:
     """Fetch and unpack a source package, from the cache when it is there, otherwise from the mirror.
 
@@ -97,6 +104,7 @@ def fetch(
     Args:
         cache: everything is kept below this folder.
         log: gets one line for each step that takes time; default: standard error.
+        etc: the system's configuration, which says where Debian's archives are.
 
     Raises:
         SourceError: no mirror, no such package, or a tool is missing.
@@ -108,7 +116,7 @@ def fetch(
             raise SourceError(f"{tool} is missing; install it with: apt-get install {provider}")
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "lock"):
-        chosen = _cached(cache, package, version) or _fetch_newest(cache, package, version, say)
+        chosen = _cached(cache, package, version) or _fetch_newest(cache, package, version, etc, say)
     folder = cache / package / _file_name(chosen)
     requested = None if version in (None, chosen) else version
     if requested is not None:
@@ -139,17 +147,18 @@ def revert_patch(tree: Path, patch: Path) -> None:
     _change(tree, patch, reverse=True)
 
 
-def _change(tree: Path, patch: Path, reverse: bool) -> None:
-    tried = _patch(tree, patch, reverse, dry_run=True)
+def _change(tree: Path, patch: Path, reverse: bool, fuzz: int = 0) -> None:
+    tried = _patch(tree, patch, reverse, dry_run=True, fuzz=fuzz)
     if tried.returncode == 0:
-        tried = _patch(tree, patch, reverse, dry_run=False)
+        tried = _patch(tree, patch, reverse, dry_run=False, fuzz=fuzz)
     if tried.returncode != 0:
         verb = "reverted in" if reverse else "applied to"
         raise SourceError(f"{patch.name} cannot be {verb} {tree}: {_last_line(tried.stdout) or 'patch failed'}")
 
 
-def _patch(tree: Path, patch: Path, reverse: bool, dry_run: bool) -> subprocess.CompletedProcess[str]:
-    command = ["patch", "-p1", "--force", "--no-backup-if-mismatch", "--reject-file=-", "-s"]
+def _patch(tree: Path, patch: Path, reverse: bool, dry_run: bool, fuzz: int = 0) -> subprocess.CompletedProcess[str]:
+    # With fuzz, patch(1) would find a place for what is applied already.
+    command = ["patch", "-p1", "--force", f"--fuzz={fuzz}", "--no-backup-if-mismatch", "--reject-file=-", "-s"]
     command += ["-R"] * reverse + ["--dry-run"] * dry_run + ["-i", str(patch.resolve())]
     return _run(command, cwd=tree)
 
@@ -177,12 +186,12 @@ def _instead(cache: Path, package: str, version: str) -> Path:
     return cache / package / f"instead-of-{_file_name(version)}"
 
 
-def _fetch_newest(cache: Path, package: str, version: str | None, log: Log) -> str:
+def _fetch_newest(cache: Path, package: str, version: str | None, etc: Path, log: Log) -> str:
     """Fetch the version asked for, otherwise the newest that the mirror really has; returns which.
 
     An index may name files that are gone (or not yet there), so lower versions are tried until one comes.
     """
-    environment = _private_apt(cache, log)
+    environment = _private_apt(cache, etc, log)
     listed = _run(["apt-cache", "showsrc", "--only-source", package], env=environment)
     versions: set[str] = set(re.findall(r"^Version: (\S+)$", listed.stdout, re.MULTILINE))
     if not versions:
@@ -237,17 +246,18 @@ def _series(patches: Path) -> list[str]:
 # --- the private apt configuration -----------------------------------------------------------------------------------
 
 
-def _private_apt(cache: Path, log: Log) -> dict[str, str]:
+def _private_apt(cache: Path, etc: Path, log: Log) -> dict[str, str]:
     """Set up apt below ``cache`` and read the indexes; returns the environment in which apt commands use it."""
     root = cache / "apt"
     environment = {**os.environ, "LC_ALL": "C", "APT_CONFIG": str(root / "apt.conf")}
-    if (root / "updated").exists() and (root / "updated").stat().st_mtime > Path("/etc/apt").stat().st_mtime:
-        age = (time.time() - (root / "updated").stat().st_mtime) / 86400
-        if age < 1:
+    changed = max(path.stat().st_mtime for path in (etc, *etc.glob("sources.list*"), *etc.glob("sources.list.d/*")))
+    if (root / "updated").exists():
+        updated_at = (root / "updated").stat().st_mtime
+        if max(changed, time.time() - _INDEX_AGE) < updated_at:
             return environment
     for part in ("lists/partial", "archives/partial", "parts", "sources.d"):
         (root / part).mkdir(parents=True, exist_ok=True)
-    one_line, stanzas = debian_sources(Path("/etc/apt"), _codename())
+    one_line, stanzas = debian_sources(etc, _codename())
     (root / "sources.list").write_text("".join(line + "\n" for line in one_line))
     (root / "sources.d" / "debian.sources").write_text("\n".join(stanzas))
     # Proxies, timeouts and the like are the system's; its hooks and index targets are not ours to run.

@@ -73,3 +73,17 @@ def test_no_binaries_are_checked_in() -> None:
     for path in tracked():
         if path.is_file():
             assert b"\0" not in path.read_bytes(), path
+
+
+def test_a_test_that_cannot_run_fails(tmp_path: Path) -> None:
+    """The rule in tests/conftest.py, on a test run of its own."""
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n\ndef test_runs(): pass\n\ndef test_skips(): pytest.skip('no compiler')\n\n"
+        "@pytest.mark.skip\ndef test_is_marked(): pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", "."]
+    done = subprocess.run([*command, "."], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "2 failed, 1 passed" in done.stdout
+    assert "did not run: no compiler" in done.stdout

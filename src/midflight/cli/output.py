@@ -135,7 +135,7 @@ class Output:
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def error(self, message: str, kind: str, exit_status: int) -> None:
-        """Print an error on standard error: one line, and below it what a tool said (a compiler's message), if anything.
+        """Print an error on standard error: one line, and below it what a tool said (a compiler's message).
 
         In JSON mode it is in the document as well.
         """
