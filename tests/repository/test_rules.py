@@ -82,8 +82,21 @@ def test_a_test_that_cannot_run_fails(tmp_path: Path) -> None:
         "import pytest\n\ndef test_runs(): pass\n\ndef test_skips(): pytest.skip('no compiler')\n\n"
         "@pytest.mark.skip\ndef test_is_marked(): pass\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", "."]
+    (tmp_path / "test_absent.py").write_text("import pytest\n\npytest.importorskip('no_such_module')\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--continue-on-collection-errors",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        ".",
+    ]
     done = subprocess.run([*command, "."], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "2 failed, 1 passed" in done.stdout
+    assert "1 failed, 1 passed, 2 errors" in done.stdout
     assert "did not run: no compiler" in done.stdout
