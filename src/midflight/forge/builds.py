@@ -164,7 +164,7 @@ def find_link(records: Records, image: Path, tree: Path) -> LinkRecord:
             return link
     name = os.path.relpath(image, tree)
     if not records.objects and not records.links:
-        raise ForgeError(
+        raise NotCaptured(
             f"the build made {name} but no compiler was seen at work; let it take its compiler from the PATH "
             "(CC=gcc, without a folder), and see that it really compiles (a tree that is already built does not)"
         )
@@ -173,6 +173,10 @@ def find_link(records: Records, image: Path, tree: Path) -> LinkRecord:
         f"the build made {name}, but its link was not seen; links seen: {seen}. "
         "Let the build link with a compiler driver or ld from the PATH, or give one of these as --image"
     )
+
+
+class NotCaptured(ForgeError):
+    """Compilers were at work, but not those of the shims: they were run by their full paths."""
 
 
 class _Resolver:
@@ -226,11 +230,13 @@ def keep_image(link: LinkRecord, copy: Path) -> None:
         copy.chmod(0o755)
 
 
-def resolve(records: Records, image: Path, tree: Path, copy: Path) -> Captured:
+def resolve(records: Records, image: Path, tree: Path, copy: Path, strangers: bool = True) -> Captured:
     """Put together the build that made ``image``, of which a copy is (or will be) at ``copy``.
 
     Raises:
-        ForgeError: the link was not seen, or none of its inputs was compiled by a recorded compiler.
+        NotCaptured: no input of the link was compiled by a recorded compiler, or one was not and ``strangers`` are not
+            allowed; or nothing at all was recorded.
+        ForgeError: the build was seen, but no link that makes this image.
         Refused: the image is made with link-time optimisation (MF101).
     """
     link = find_link(records, image, tree)
@@ -245,7 +251,7 @@ def resolve(records: Records, image: Path, tree: Path, copy: Path) -> Captured:
         inputs.setdefault(path, record)
     if not inputs:
         names = _shown(resolver.foreign) if resolver.foreign else "none in the tree"
-        raise ForgeError(
+        raise NotCaptured(
             f"no recorded compiler made the objects of {os.path.relpath(image, tree)} (objects linked: {names}); "
             "let the build take its compiler from the PATH (CC=gcc, without a folder)"
         )
@@ -253,6 +259,8 @@ def resolve(records: Records, image: Path, tree: Path, copy: Path) -> Captured:
     objects = {record.made.path: record.made for record in records.objects}
     objects.update({path: _renamed(record.made, path) for path, record in inputs.items()})
     dependencies = {p: r.dependencies for p, r in inputs.items() if r.dependencies is not None}
+    if any(_is_compiled(tree / name) for name in resolver.foreign) and not strangers:
+        raise NotCaptured(f"the compilers of {_shown(resolver.foreign)} were not seen")
     return Captured(Build(objects, copy, tuple(inputs)), link, resolver.foreign, dependencies)
 
 
@@ -278,6 +286,15 @@ def _is_lto(path: Path) -> bool:
             return elf.is_lto
     except ImageError:
         return False
+
+
+def _is_compiled(path: Path) -> bool:
+    """Whether an object is of a compiler (which leaves its name in .comment) rather than of an assembler."""
+    try:
+        with ElfFile.open(path) as elf:
+            return bool(elf.comments)
+    except (ImageError, OSError):
+        return str(path).endswith(")")  # a member of an archive
 
 
 _DEPENDENCY = re.compile(r"(?:\\.|[^\s\\])+")

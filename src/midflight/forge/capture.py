@@ -24,6 +24,7 @@ from pathlib import Path
 from midflight.errors import ForgeError, InputError, Refused
 from midflight.forge.builds import (
     Captured,
+    NotCaptured,
     Records,
     image_file,
     keep_image,
@@ -33,7 +34,15 @@ from midflight.forge.builds import (
 )
 from midflight.forge.model import BuildPair
 from midflight.forge.run import Progress, run_build
-from midflight.forge.shims import Tool, compilers_identity, find_tools, make_shims, redirect, wrapper_files
+from midflight.forge.shims import (
+    Tool,
+    compilers_identity,
+    find_tools,
+    make_exec_hook,
+    make_shims,
+    redirect,
+    wrapper_files,
+)
 from midflight.forge.source import Fix, copy_tree, fingerprint, read_fix
 
 #: Variables that builds commonly obey, besides all that begin with DEB_: another value is another build.
@@ -187,10 +196,17 @@ class Capture:
         if (self.base / "complete").exists():
             self.progress("pre: taken from the cache")
             return plain
-        self._fresh_tree(self.source)
-        make_shims(self.base, self.tools)
-        self._captured_build("pre")
-        self._resolve("pre", read_records(self.base / "pre"))
+        shims = make_shims(self.base, self.tools)
+        try:
+            self._pre_build(strangers=False)
+        except NotCaptured as error:
+            if make_exec_hook(shims, self.tools) is None:
+                raise
+            self.progress(
+                f"pre: {str(error).partition(';')[0]}; building again with a watch on programs run by full path"
+            )
+            shutil.rmtree(self.base / "pre")
+            self._pre_build(strangers=True)
         copy_tree(self.tree, self.base / "built")
         (self.base / "complete").touch()
         self._state("pre")
@@ -245,6 +261,11 @@ class Capture:
         temporary.rename(copy)
         return copy
 
+    def _pre_build(self, strangers: bool) -> None:
+        self._fresh_tree(self.source)
+        self._captured_build("pre")
+        self._resolve("pre", read_records(self.base / "pre"), strangers)
+
     def _captured_build(self, name: str) -> None:
         folder = self.base / name
         (folder / "records").mkdir(parents=True, exist_ok=True)
@@ -257,6 +278,9 @@ class Capture:
             k: redirect(v, self.tools, shims) if k in ("CC", "CXX", "LD") else v for k, v in self.environment.items()
         }
         environment["PATH"] = f"{shims}:{environment.get('PATH', os.defpath)}"
+        hook = shims / "lib" / "exechook.so"
+        if hook.exists():
+            environment["LD_PRELOAD"] = " ".join(filter(None, (str(hook), environment.get("LD_PRELOAD"))))
         label = name.partition("-")[0]
 
         def tell(seconds: float) -> None:
@@ -294,7 +318,7 @@ class Capture:
             )
         self._state(name)
 
-    def _resolve(self, name: str, records: Records) -> Captured:
+    def _resolve(self, name: str, records: Records, strangers: bool = True) -> Captured:
         folder = self.base / name
         copy = folder / "image" / Path(self.image).name
         note = folder / "image.path"
@@ -304,7 +328,7 @@ class Capture:
         else:
             image = image_file(self.tree, self.image, records, self.make)
             note.write_bytes(os.fsencode(image))
-        captured = resolve(records, image, self.tree, copy)
+        captured = resolve(records, image, self.tree, copy, strangers)
         keep_image(captured.link, copy)
         for link in records.links:
             if link.saved is not None and link.saved.is_relative_to(folder) and link.sha256 != captured.link.sha256:

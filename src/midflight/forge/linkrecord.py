@@ -16,6 +16,7 @@ from collections.abc import Iterator
 _MEMBER = r"(?P<archive>\S.*?)\((?P<member>[^()]+)\)"
 _GNU_MEMBER = re.compile(r"^(?:.*\s0x[0-9a-f]+\s+0x[0-9a-f]+\s+)?" + _MEMBER + r"(?:\s.*)?$")
 _GNU_LOAD = re.compile(r"^LOAD (?P<file>.+)$")
+_GNU_FILE = re.compile(r"^(?:\s+\S+)?\s+0x[0-9a-f]+\s+0x[0-9a-f]+\s+(?P<file>\S.*)$")
 _LLD = re.compile(r"^\s*[0-9a-f]+\s+[0-9a-f]+\s+(?:[0-9a-f]+\s+)?\d+\s+(?P<file>\S.*?):\([^()]*\)$")
 _ARCHIVE_MEMBER = re.compile(r"^" + _MEMBER + r"$")
 
@@ -86,6 +87,8 @@ def read_map(map_file: str) -> Iterator[str | tuple[str, str]]:
                 yield (inner["archive"], inner["member"]) if inner else found["file"]
             elif found := _GNU_MEMBER.match(line):
                 yield found["archive"], found["member"]
+            elif found := _GNU_FILE.match(line):
+                yield found["file"]  # members of thin archives are shown as the files they are
 
 
 def archive_members(path: str) -> Iterator[tuple[str, bytes]]:

@@ -119,6 +119,30 @@ def _first_line(python: str) -> str:
     return f"#!/bin/sh\n''':'\nexec '{quoted}' -ISE \"$0\" \"$@\"\n'''\n"
 
 
+def make_exec_hook(folder: Path, tools: tuple[Tool, ...]) -> Path | None:
+    """Build the library that leads full paths of tools to their shims; None when no C compiler can build it."""
+    paths = {tool.name: tool.path for tool in tools}
+    compiler = next((paths[name] for name in ("gcc", "clang", "cc") if name in paths), None)
+    if compiler is None:
+        return None
+    rows = []
+    for tool in tools:
+        fields = (tool.name, os.path.realpath(tool.path), str(folder / tool.name))
+        rows.append("    {" + ", ".join(map(_c_string, fields)) + "},")
+    code = Path(__file__).with_name("exechook.c").read_text()
+    source = folder / "lib" / "exechook.c"
+    source.write_text(code + "\nconst struct tool tools[] = {\n" + "\n".join(rows) + "\n    {0, 0, 0}};\n")
+    library = folder / "lib" / "exechook.so"
+    command = [compiler, "-O1", "-w", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+    done = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    return library if done.returncode == 0 else None
+
+
+def _c_string(text: str) -> str:
+    plain = [chr(b) if 32 <= b < 127 and chr(b) not in '"\\?' else f"\\{b:03o}" for b in os.fsencode(text)]
+    return '"' + "".join(plain) + '"'
+
+
 def redirect(text: str, tools: tuple[Tool, ...], folder: Path) -> str:
     """Replace absolute paths of known tools in a command (``CC=/usr/bin/gcc``) by those of their shims."""
     known: dict[str, str] = {}
