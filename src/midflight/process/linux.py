@@ -1,4 +1,4 @@
-"""Live processes of Linux on x86-64: /proc for looking, ptrace for stopping and for working inside (the Process protocol)."""
+"""Live processes of Linux on x86-64: /proc for looking, ptrace for stopping and working inside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from midflight.errors import ProcessError, ProcessGone
-from midflight.process import gadgets, inject, maps
+from midflight.process import gadgets, inject
+from midflight.process import maps as proc
 from midflight.process import ptrace as pt
 from midflight.process.faults import point
 from midflight.process.model import Mapping, Protection, Stack, Thread
@@ -39,7 +40,7 @@ class LinuxProcess:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.start_time = maps.read_stat(pid).start_time
+        self.start_time = proc.read_stat(pid).start_time
         self._memory_fd = -1
 
     def __repr__(self) -> str:
@@ -49,16 +50,16 @@ class LinuxProcess:
 
     def check_same(self) -> None:
         """Raise ProcessGone when the pid has passed to another process since this object was made."""
-        if maps.read_stat(self.pid).start_time != self.start_time:
+        if proc.read_stat(self.pid).start_time != self.start_time:
             raise ProcessGone(f"process {self.pid} ended and its number was given to another; look again")
 
     def maps(self) -> list[Mapping]:
         """The address space, in address order."""
-        return maps.parse_maps(maps.read_file(f"/proc/{self.pid}/maps"))
+        return proc.parse_maps(proc.read_file(f"/proc/{self.pid}/maps"))
 
     def threads(self) -> list[int]:
         """Thread ids, now."""
-        return maps.list_threads(self.pid)
+        return proc.list_threads(self.pid)
 
     def read(self, address: int, size: int) -> bytes:
         """Exactly ``size`` bytes, whatever the page protection is."""
@@ -127,7 +128,7 @@ class LinuxProcess:
     def _alive_or_raise(self) -> None:
         """An empty answer of /proc/PID/mem means that the address space is gone: the process ended or called exec."""
         self.check_same()
-        stat = maps.read_stat(self.pid)
+        stat = proc.read_stat(self.pid)
         if stat.state in "ZX":
             raise ProcessGone(f"process {self.pid} ended; nothing left to do")
         raise ProcessGone(f"process {self.pid} became another program; look at it again")
@@ -159,8 +160,8 @@ class LinuxProcess:
         """Why this process must not be touched, in words; None: it may be."""
         try:
             self.check_same()
-            stat = maps.read_stat(self.pid)
-            status = maps.read_status(self.pid)
+            stat = proc.read_stat(self.pid)
+            status = proc.read_status(self.pid)
             return (
                 self._not_alive(stat)
                 or self._traced(status)
@@ -173,8 +174,8 @@ class LinuxProcess:
         except ProcessError as error:
             return str(error)
 
-    def _not_alive(self, stat: maps.Stat) -> str | None:
-        if stat.state in "ZX" and len(maps.list_threads(self.pid)) <= 1:
+    def _not_alive(self, stat: proc.Stat) -> str | None:
+        if stat.state in "ZX" and len(proc.list_threads(self.pid)) <= 1:
             return "it ended (a zombie that its parent has not looked at)"
         if stat.kernel_thread:
             return "it is a thread of the kernel"
@@ -186,11 +187,11 @@ class LinuxProcess:
         tracer = int(status.get("TracerPid", "0"))
         if tracer:
             try:
-                name = maps.read_stat(tracer).comm
+                name = proc.read_stat(tracer).comm
             except ProcessError:
                 name = "?"
             return f"it is traced by process {tracer} ({name}); detach that first"
-        if int(maps.read_status(os.getpid()).get("TracerPid", "0")) == self.pid:
+        if int(proc.read_status(os.getpid()).get("TracerPid", "0")) == self.pid:
             return "it is tracing this program"
         return None
 
@@ -222,7 +223,7 @@ class LinuxProcess:
         if "shstk" in status.get("x86_Thread_features", ""):
             return "it uses a hardware shadow stack, which a call from outside cannot satisfy"
         if status.get("Seccomp", "0") != "0":
-            own = maps.read_status(os.getpid())
+            own = proc.read_status(os.getpid())
             if not int(own.get("CapEff", "0"), 16) & _CAP_SYS_ADMIN:
                 return "it is confined by seccomp, and suspending that needs CAP_SYS_ADMIN; run as root"
             if own.get("Seccomp", "0") != "0":
@@ -233,7 +234,7 @@ class LinuxProcess:
         """Whether some thread is under seccomp; its filter must then be suspended for an injected call."""
         for tid in self.threads():
             try:
-                text = maps.read_file(f"/proc/{self.pid}/task/{tid}/status")
+                text = proc.read_file(f"/proc/{self.pid}/task/{tid}/status")
             except ProcessGone:
                 continue
             if b"\nSeccomp:\t0" not in text:
@@ -356,7 +357,7 @@ class LinuxProcess:
 
 def shares_memory_with(pid: int) -> int | None:
     """The parent or child that has the same address space (vfork, clone with CLONE_VM), None: none has."""
-    relatives = [maps.read_stat(pid).parent, *maps.list_children(pid)]
+    relatives = [proc.read_stat(pid).parent, *proc.list_children(pid)]
     for other in relatives:
         if other > 0 and pt.same_memory(pid, other):
             return other
@@ -370,7 +371,7 @@ def processes() -> Iterator[LinuxProcess]:
         if not name.isdigit() or int(name) == own:
             continue
         try:
-            if maps.read_stat(int(name)).kernel_thread:
+            if proc.read_stat(int(name)).kernel_thread:
                 continue
             yield LinuxProcess(int(name))
         except ProcessError:

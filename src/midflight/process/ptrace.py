@@ -88,6 +88,10 @@ ptrace = _held.ptrace
 ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_size_t, ctypes.c_size_t)
 ptrace.restype = ctypes.c_long
 
+quick = ctypes.PyDLL(None).ptrace
+"""The same for inside the clock: no errno, no conversion of arguments (small integers and buffer objects only), which
+halves the cost of a request."""
+
 process_vm_readv = _held.process_vm_readv
 process_vm_readv.argtypes = (
     ctypes.c_int,

@@ -1,7 +1,7 @@
 """Letting single threads run to a given return address while all others stand still.
 
-A debug register per thread (Intel SDM volume 3, 17.2) stops it exactly there at full speed; where debug registers are not
-to be had, the thread is single-stepped. Both end in a SIGTRAP that is ours and never reaches the target.
+A debug register per thread (Intel SDM volume 3, 17.2) stops it exactly there at full speed; where there are no debug
+registers, the thread is single-stepped. Both end in a SIGTRAP that is ours and never reaches the target.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _arm(tid: int, address: int) -> bool:
     """Set the thread's first debug register; False when there are none."""
     if pt.ptrace(pt.POKEUSER, tid, pt.DEBUG_REGISTER, address) < 0:
         return False
-    return pt.ptrace(pt.POKEUSER, tid, _DR7, _ENABLE_0) >= 0
+    return bool(pt.ptrace(pt.POKEUSER, tid, _DR7, _ENABLE_0) >= 0)
 
 
 def _go_on(stop: Stop, tid: int, armed: bool) -> None:

@@ -12,7 +12,6 @@ import errno
 import gc
 import os
 import signal
-import struct
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ STACK_LIMIT = 64 << 20
 _STUCK_PATIENCE = 2.0
 _SCRATCH_SIZE = 4 << 20
 _scratch = bytearray(b"\1") * _SCRATCH_SIZE  # written, so that no page of it is faulted in while a target stands still
+_scratch_address = ctypes.addressof(ctypes.c_char.from_buffer(_scratch))
 _scratch_busy = False
 _stuck: set[tuple[int, int]] = set()
 _IOV_MAX = 1024
@@ -48,7 +48,7 @@ def sweep_stuck() -> None:
     uninterruptible sleep can therefore not be released at once. It is released here, or by the kernel when we end.
     """
     for entry in list(_stuck):
-        pid, tid = entry
+        _pid, tid = entry
         try:
             got, status = os.waitpid(tid, pt.WNOHANG_WALL)
         except ChildProcessError:
@@ -142,7 +142,7 @@ class Stop:
             self._seize_all()
             self.process.check_same()
             found = gadgets.find(self.process.maps(), self.process.read)
-            self._restorers = [address.to_bytes(8, "little") for address in found.restorers]
+            self._restorers = [_needle(address) for address in found.restorers]
             self._buffer = ctypes.create_string_buffer(pt.REGS_SIZE)
             self._read_mappings()
             point("stop.seized")
@@ -228,9 +228,9 @@ class Stop:
         fresh = list(self._seized)
         listed_again = False
         while True:
-            ptrace, interrupt = pt.ptrace, pt.INTERRUPT
+            quick, interrupt = pt.quick, pt.INTERRUPT
             for tid in fresh:
-                ptrace(interrupt, tid, 0, 0)
+                quick(interrupt, tid, 0, 0)
             self._wait_stopped(fresh, deadline)
             if os.fstat(self._task_fd).st_nlink - 2 == len(self._registers) + len(self._dead):
                 break
@@ -252,9 +252,8 @@ class Stop:
     def _wait_stopped(self, tids: Sequence[int], deadline: float) -> None:
         """Wait until each thread has stopped (its registers are then read) or died."""
         pending = list(tids)
-        buffer = ctypes.addressof(self._buffer)
         raw = self._buffer
-        ptrace, wait, getregs, unpack = pt.ptrace, self._waiter.wait, pt.GETREGS, pt.REGS.unpack
+        quick, wait, getregs, unpack = pt.quick, self._waiter.wait, pt.GETREGS, pt.REGS.unpack
         registers = self._registers
         idle = 0
         while pending:
@@ -276,13 +275,13 @@ class Stop:
                         registers[tid] = ()
                         raise ProcessGone(f"process {self.process.pid} became another program; look at it again")
                     self.signals[tid] = (status >> 8) & 0xFF
-                if ptrace(getregs, tid, 0, buffer) < 0:
+                if quick(getregs, tid, 0, raw) < 0:
                     still.append(tid)  # killed in this instant: the next wait tells
                     continue
                 values = unpack(raw)
                 registers[tid] = values
                 if values[10] == pt.EINTR and values[15] in pt.EINTR_CALLS:
-                    ptrace(pt.POKEUSER, tid, 8 * pt.RAX, pt.ERESTARTNOHAND)
+                    pt.ptrace(pt.POKEUSER, tid, 8 * pt.RAX, pt.ERESTARTNOHAND)
             if len(still) == len(pending):
                 idle += 1
                 if idle < 2000:
@@ -296,7 +295,7 @@ class Stop:
             pending = still
 
     def _leader_left(self, waiting: list[int]) -> None:
-        """The main thread ended while others live on: it stays as a zombie and reports nothing until the last is gone."""
+        """The main thread ended while others live on: it stays a zombie until the last is gone."""
         pid = self.process.pid
         waiting.remove(pid)
         self._seized.remove(pid)
@@ -319,36 +318,33 @@ class Stop:
 
     def _snapshot(self, registers: dict[int, tuple[int, ...]]) -> None:
         """Make a Thread of each register set, reading all live stacks in one go."""
-        ranges = []
-        for tid, values in registers.items():
-            place = self._live(values[pt.RSP] - frame.RED_ZONE)
-            if place is None and values[pt.RSP]:
-                self._read_mappings()
-                place = self._live(values[pt.RSP] - frame.RED_ZONE)
-            ranges.append((tid, values, place))
-        blocks = self._read_ranges([place for _, _, place in ranges if place is not None])
-        index = 0
-        fresh = []
-        for tid, values, place in ranges:
-            thread = Thread(tid, pt.to_dwarf(values))
-            if place is None:
-                # A worker of io_uring is listed as a thread, but has no user side at all.
-                thread.complete = not (values[pt.RSP] or values[pt.RIP])
-            else:
-                data = blocks[index]
-                index += 1
-                if data is None:
-                    thread.complete = False
-                else:
-                    thread.stacks.append(Stack(place[0], data))
-                    thread.complete = place[2]
-                    for restorer in self._restorers:
-                        if restorer in data:
-                            self._follow(thread, restorer)
-            fresh.append(thread)
-        merged = {thread.tid: thread for thread in self.threads}
-        merged.update((thread.tid, thread) for thread in fresh)
-        self.threads[:] = merged.values()
+        live, to_dwarf, rsp, red_zone = self._live, pt.to_dwarf, pt.RSP, frame.RED_ZONE
+        fresh = [Thread(tid, to_dwarf(values)) for tid, values in registers.items()]
+        places = [live(values[rsp] - red_zone) for values in registers.values()]
+        if None in places:
+            self._read_mappings()
+            places = [live(values[rsp] - red_zone) for values in registers.values()]
+        owners = [thread for thread, place in zip(fresh, places, strict=True) if place is not None]
+        found = [place for place in places if place is not None]
+        blocks, suspects = self._read_ranges(found)
+        for thread, (start, _, whole), data in zip(owners, found, blocks, strict=True):
+            thread.complete = whole and data is not None
+            if data is not None:
+                thread.stacks.append(Stack(start, data))
+        if len(found) < len(fresh):
+            for thread, values, place in zip(fresh, registers.values(), places, strict=True):
+                if place is None:
+                    # A worker of io_uring is listed as a thread, but has no user side at all.
+                    thread.complete = not (values[pt.RSP] or values[pt.RIP])
+        for index in suspects:
+            if owners[index].stacks:
+                self._follow(owners[index])
+        if self.threads:
+            merged = {thread.tid: thread for thread in self.threads}
+            merged.update((thread.tid, thread) for thread in fresh)
+            self.threads[:] = merged.values()
+        else:
+            self.threads[:] = fresh
 
     def _live(self, low: int) -> tuple[int, int, bool] | None:
         """(start, size, whole) of the live stack that reaches down to ``low``; None: no such mapping."""
@@ -367,73 +363,86 @@ class Stop:
         size = mapping.end - low
         return (low, size, True) if size <= STACK_LIMIT else (low, STACK_LIMIT, False)
 
-    def _read_ranges(self, places: list[tuple[int, int, bool]]) -> list[bytes | None]:
-        """The contents of several ranges: one process_vm_readv for up to 1024 of them."""
+    def _read_ranges(self, places: list[tuple[int, int, bool]]) -> tuple[list[bytes | None], list[int]]:
+        """The contents of several ranges, and the indices of those that hold the address of a signal restorer."""
         global _scratch_busy
-        total = sum(place[1] for place in places)
+        if not places:
+            return [], []
+        total = sum([place[1] for place in places])
         pooled = total <= _SCRATCH_SIZE and not _scratch_busy
         buffer = _scratch if pooled else bytearray(total)
         _scratch_busy = _scratch_busy or pooled
         try:
-            return self._read_into(places, buffer)
+            blocks, offsets = self._read_into(places, buffer)
+            suspects = set()
+            for restorer in self._restorers:
+                at = buffer.find(restorer, 0, total)
+                while at >= 0:
+                    suspects.add(bisect_right(offsets, at) - 1)
+                    at = buffer.find(restorer, at + 1, total)
+            return blocks, sorted(suspects)
         finally:
             if pooled:
                 _scratch_busy = False
 
-    def _read_into(self, places: list[tuple[int, int, bool]], buffer: bytearray) -> list[bytes | None]:
-        result: list[bytes | None] = []
-        if not places:
-            return result
-        holder = (ctypes.c_char * len(buffer)).from_buffer(buffer)
-        base = ctypes.addressof(holder)
-        view = memoryview(buffer)
-        offset = 0
-        for first in range(0, len(places), _IOV_MAX):
-            group = places[first : first + _IOV_MAX]
-            flat = [value for place in group for value in place[:2]]
-            remote = struct.pack(f"<{len(flat)}Q", *flat)
-            want = sum(place[1] for place in group)
-            local = struct.pack("<2Q", base + offset, want)
-            got = pt.process_vm_readv(self.process.pid, _address(local), 1, _address(remote), len(group), 0)
-            for start, size, _ in group:
-                if got == want:
-                    result.append(view[offset : offset + size].tobytes())
-                else:
-                    try:
-                        result.append(self.process.read(start, size))
-                    except ProcessError:
-                        result.append(None)
-                offset += size
-        view.release()
-        return result
+    def _read_into(
+        self, places: list[tuple[int, int, bool]], buffer: bytearray
+    ) -> tuple[list[bytes | None], list[int]]:
+        """Read with one process_vm_readv for up to 1024 ranges; returns contents and offsets in the buffer."""
+        blocks: list[bytes | None] = []
+        offsets = []
+        base = _scratch_address if buffer is _scratch else ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        with memoryview(buffer) as view:
+            offset = 0
+            for first in range(0, len(places), _IOV_MAX):
+                group = places[first : first + _IOV_MAX]
+                flat = [value for place in group for value in place[:2]]
+                want = sum(flat[1::2])
+                remote = (ctypes.c_uint64 * len(flat))(*flat)
+                local = (ctypes.c_uint64 * 2)(base + offset, want)
+                got = pt.process_vm_readv(
+                    self.process.pid, ctypes.addressof(local), 1, ctypes.addressof(remote), len(group), 0
+                )
+                for start, size, _ in group:
+                    offsets.append(offset)
+                    end = offset + size
+                    blocks.append(view[offset:end].tobytes() if got == want else self._read_one(start, size))
+                    if got != want:
+                        view[offset:end] = blocks[-1] or bytes(size)
+                    offset = end
+        return blocks, offsets
 
-    def _follow(self, thread: Thread, restorer: bytes) -> None:
+    def _read_one(self, start: int, size: int) -> bytes | None:
+        try:
+            return self.process.read(start, size)
+        except ProcessError:
+            return None
+
+    def _follow(self, thread: Thread) -> None:
         """Read the stacks that a thread left when signal handlers went to an alternate stack."""
         todo = [thread.stacks[-1]]
         while todo:
             stack = todo.pop()
-            at = stack.data.find(restorer)
-            while at >= 0:
-                if (stack.start + at) % 8 == 0:
+            for restorer in self._restorers:
+                at = stack.data.find(restorer)
+                while at >= 0:
                     pointer = frame.interrupted_stack_pointer(stack.data, at)
-                    if pointer is not None and not _covered(thread, pointer):
-                        extra = self._read_interrupted(thread, pointer)
-                        if extra is not None:
-                            todo.append(extra)
-                at = stack.data.find(restorer, at + 1)
+                    if (stack.start + at) % 8 == 0 and pointer is not None and not _covered(thread, pointer):
+                        todo += self._read_interrupted(thread, pointer)
+                    at = stack.data.find(restorer, at + 1)
 
-    def _read_interrupted(self, thread: Thread, pointer: int) -> Stack | None:
+    def _read_interrupted(self, thread: Thread, pointer: int) -> list[Stack]:
         place = self._live(pointer - frame.RED_ZONE)
         if place is None:
-            return None  # a stale frame of a stack that is no more
-        data = self._read_ranges([place])[0]
+            return []  # a stale frame of a stack that is no more
+        data = self._read_ranges([place])[0][0]
         if data is None:
             thread.complete = False
-            return None
+            return []
         thread.complete = thread.complete and place[2]
         stack = Stack(place[0], data)
         thread.stacks.append(stack)
-        return stack
+        return [stack]
 
     # -- the way out -----------------------------------------------------------------------------------------------
 
@@ -469,10 +478,10 @@ class Stop:
         """Detach everything, whatever state it is in; never raises for what the target did. May be called again."""
         if self._resumed:
             return
-        ptrace, detach, signals, seized = pt.ptrace, pt.DETACH, self.signals, self._seized
+        quick, detach, signals, seized = pt.quick, pt.DETACH, self.signals, self._seized
         while seized:
             tid = seized[-1]
-            if tid not in self._registers or ptrace(detach, tid, 0, signals.get(tid, 0)) < 0:
+            if tid not in self._registers or quick(detach, tid, 0, signals.get(tid, 0)) < 0:
                 self._left.append(tid)
             seized.pop()
         if self._began and not self.seconds:
@@ -500,9 +509,8 @@ class Stop:
                     status = self._waiter.wait(tid)
                 except (ChildProcessError, ProcessGone):
                     continue
-                if status is None:
-                    still.append(tid)
-                elif status & 0xFF == 0x7F and pt.ptrace(pt.DETACH, tid, 0, pending_signal(status)) < 0:
+                stopped = status is not None and status & 0xFF == 0x7F
+                if status is None or (stopped and pt.ptrace(pt.DETACH, tid, 0, pending_signal(status)) < 0):
                     still.append(tid)
             left = still
             if left:
@@ -517,9 +525,9 @@ class Stop:
         self._release()
 
 
-def _address(data: bytes) -> int:
-    """The address of the contents of a bytes object that the caller keeps alive."""
-    return ctypes.cast(data, ctypes.c_void_p).value or 0
+def _needle(address: int) -> bytes:
+    """What to search for: without the leading zero bytes, which would make the search crawl through zeroed memory."""
+    return address.to_bytes(8, "little").rstrip(b"\0")
 
 
 def _covered(thread: Thread, pointer: int) -> bool:
