@@ -33,6 +33,8 @@ class Recorder:
         self.base = base
         self.kind = kind
         self.real = real
+        # The hook for full paths (exechook.c) lets two slashes pass; it is loaded in this very process, too.
+        self.program = "/" + real
         self.name = name
         self.phase = os.path.join(base, "phase")
         """A symbolic link to the folder of the build in progress; without it, nothing is recorded."""
@@ -49,11 +51,11 @@ class Recorder:
 
     def become(self, arguments: list[str]) -> NoReturn:
         """Be the real tool, with nothing recorded."""
-        os.execve(self.real, [self.real, *arguments], self.environment)
+        os.execve(self.program, [self.real, *arguments], self.environment)
 
     def run(self, arguments: list[str]) -> None:
         """Run the real tool; ends this process with its status if it failed."""
-        pid = os.posix_spawn(self.real, [self.real, *arguments], self.environment)
+        pid = os.posix_spawn(self.program, [self.real, *arguments], self.environment)
         status = os.waitpid(pid, 0)[1]
         if os.WIFSIGNALED(status):
             sys.stdout.flush()
