@@ -19,6 +19,7 @@ from midflight.process.model import Mapping, Process
 # Made by the kernel for every process; nobody can write there.
 _KERNELS_OWN = ("[vdso]", "[vsyscall]")
 _CHUNK = 1 << 20
+_JUMP, _INDIRECT_JUMP = 0xE9, b"\xff\x25"
 _SHOWN = 32
 
 
@@ -54,14 +55,16 @@ class Report:
         return not self.differences and not self.unreadable
 
 
-def _guess(found: bytes, address: int) -> str:
-    if found[:1] == b"\xcc" and len(found) == 1:
+def _guess(found: bytes, low: int, high: int, start: int) -> str:
+    """What a difference in [low, high) of ``found`` (which begins at ``start``) looks like."""
+    if found[low:high] == b"\xcc":
         return "a breakpoint (int3)"
-    if found[:1] == b"\xe9" and len(found) >= 5:
-        return f"a jump to {address + 5 + int.from_bytes(found[1:5], 'little', signed=True):#x}: an inline hook"
-    if found[:2] == b"\xff\x25":
-        return "an indirect jump: an inline hook"
-    return "altered code"
+    # A jump may differ in its displacement only: its opcode then stands up to four bytes before.
+    for at in range(low, max(low - 5, -1), -1):
+        if found[at] == _JUMP and at + 5 <= len(found):
+            to = start + at + 5 + int.from_bytes(found[at + 1 : at + 5], "little", signed=True)
+            return f"a jump to {to:#x}: an inline hook"
+    return "an indirect jump: an inline hook" if found[low : low + 2] == _INDIRECT_JUMP else "altered code"
 
 
 def _ranges(expected: bytes, found: bytes) -> Iterator[tuple[int, int]]:
@@ -138,7 +141,7 @@ class _Check:
                     path,
                     expected[low:high][:_SHOWN].hex(),
                     found[low:high][:_SHOWN].hex(),
-                    _guess(found[low : max(high, low + 5)] if found[low] == 0xE9 else found[low:high], start + low),
+                    _guess(found, low, high, start),
                 )
             )
 

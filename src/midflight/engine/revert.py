@@ -22,6 +22,8 @@ from midflight.errors import EngineError, MidflightError, ProcessGone
 from midflight.process.faults import point
 from midflight.process.model import Process, Stopped
 
+_PAUSES = (0.001, 0.004, 0.016)
+
 
 def _code(ledgers: Sequence[Ledger]) -> list[Range]:
     return [
@@ -97,9 +99,23 @@ def _withdraw(context: Context, ledgers: Sequence[Ledger]) -> tuple[float, int]:
     for ledger in act.ledgers:
         context.call_hook(ledger, "after_revert")
     for ledger in act.ledgers:
-        if ledger.base in act.idle and not ledger.record.escapes:
-            give_back(context, ledger)
+        _give_back_soon(context, ledger, ledger.base in act.idle)
     return seconds, attempts
+
+
+def _give_back_soon(context: Context, ledger: Ledger, idle: bool) -> bool:
+    """Give back the memory of a retired hotpatch, if threads leave it soon and nothing can refer to it."""
+    if ledger.record.escapes:
+        return False
+    region = StackCheck(_code([ledger]), context.modules.frames_at)
+    for wait in _PAUSES:
+        if idle:
+            return give_back(context, ledger)
+        time.sleep(wait)
+        with context.process.stop(context.limits.stop) as stopped:
+            idle = not region.busy(stopped.threads)
+            stopped.resume()
+    return idle and give_back(context, ledger)
 
 
 def revert(
@@ -149,13 +165,15 @@ def _revert(
     outcome.stopped, outcome.attempts = _withdraw(context, ledgers)
     outcome.outcome = "reverted"
     left = {ledger.base for ledger in context.ledgers()}
-    kept = sum(ledger.size for ledger in ledgers if ledger.base in left)
-    outcome.memory = kept
-    if kept:
-        outcome.notes.append(
-            f"{kept // 1024} KiB stay mapped: the program may still hold addresses in them; "
-            "the same hotpatch uses them again"
+    kept = [ledger for ledger in ledgers if ledger.base in left]
+    outcome.memory = sum(ledger.size for ledger in kept)
+    for ledger in kept:
+        why = (
+            "the program may hold addresses in them; the same hotpatch uses them again"
+            if ledger.record.escapes
+            else "something is still in them; `midflight recover` gives them back"
         )
+        outcome.notes.append(f"{ledger.size // 1024} KiB of {ledger.record.name} stay mapped, unused: {why}")
 
 
 # --- recovery ------------------------------------------------------------------------------------------------------
@@ -265,18 +283,11 @@ def _recover_commit(context: Context, ledger: Ledger, name: str) -> str:
         idle.append(not region.busy(stopped.threads))
 
     until_idle(context, StackCheck(trampolines(writes), context.modules.frames_at), act, context.limits)
-    if idle[-1] and not ledger.record.escapes:
-        give_back(context, ledger)
+    _give_back_soon(context, ledger, idle[-1])
     return f"undid {name}, which was half-way in"
 
 
 def _reclaim(context: Context, ledger: Ledger, name: str) -> str:
-    if ledger.record.escapes:
-        return ""
-    region = StackCheck(_code([ledger]), context.modules.frames_at)
-    with context.process.stop(context.limits.stop) as stopped:
-        idle = not region.busy(stopped.threads)
-        stopped.resume()
-    if idle and give_back(context, ledger):
+    if _give_back_soon(context, ledger, False):
         return f"gave back the {ledger.size // 1024} KiB of {name}"
     return ""
