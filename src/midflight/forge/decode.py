@@ -67,7 +67,9 @@ class Different:
 
 _LE_GD = re.compile(rb"\x64\x48\x8b\x04\x25\0\0\0\0\x48\x8d\x80([\s\S]{4})")
 _IE_GD = re.compile(rb"\x64\x48\x8b\x04\x25\0\0\0\0\x48\x03\x05([\s\S]{4})")
-_LE_LD = re.compile(rb"(?:\x66{3,4}\x64\x48\x8b\x04\x25\0\0\0\0|\x64\x48\x8b\x04\x25\0\0\0\0(?:\x0f\x1f\x00|\x0f\x1f\x40\x00))")
+_LE_LD = re.compile(
+    rb"(?:\x66{3,4}\x64\x48\x8b\x04\x25\0\0\0\0|\x64\x48\x8b\x04\x25\0\0\0\0(?:\x0f\x1f\x00|\x0f\x1f\x40\x00))"
+)
 
 
 CALL = x86.Mnemonic.CALL
@@ -319,7 +321,7 @@ class _Comparison:
         self.witnesses.append(Witness(reference, form, last))
 
     def _thread_local_sequence(self, reference: Reference) -> bool:
-        """General and local dynamic sequences that the linker made initial or local exec: several instructions at once."""
+        """Dynamic sequences that the linker made initial or local exec: several instructions at once."""
         if reference.type == r.TLSDESC_CALL:
             # call *(%rax) became two bytes of padding, which were skipped already.
             if self.run[self.position : self.position + 2] != b"\xff\x10":
@@ -381,7 +383,7 @@ def _wrap(value: int) -> int:
 
 
 def compare_code(code: bytes, references: Sequence[Reference], run: bytes, vaddr: int) -> Same | Different:
-    """Whether linked code at ``vaddr``, ``run`` (which may go on after the function), is the function ``code`` of an object.
+    """Whether linked code ``run`` at ``vaddr`` is the function ``code`` of an object; it may go on after it.
 
     ``references`` are its relocations in order of offset.
     """

@@ -135,7 +135,7 @@ class Interpreter:
         self.run = run
         self.names = names
 
-    # --- code ----------------------------------------------------------------------------------------------------
+    # --- code --------------------------------------------------------------------------------------------------------
 
     def code_facts(self, path: Path, key: str, same: Same) -> Iterator[Fact]:
         """What matched code says. Raises Contradiction."""
@@ -231,7 +231,7 @@ class Interpreter:
                 found |= {symbol.value} if symbol is not None else set()
         return found
 
-    # --- GOT and thread-local storage ------------------------------------------------------------------------------
+    # --- GOT and thread-local storage --------------------------------------------------------------------------------
 
     def _slot(self, id_: Id, slot: int, how: str) -> Iterator[Fact]:
         relocation, pointer = self.run.relocations.get(slot), self.run.pointer(slot)
@@ -239,9 +239,7 @@ class Interpreter:
             raise Contradiction(f"{how} refers to {slot:#x}, which is no slot of the GOT")
         if pointer.symbol is not None:
             if pointer.symbol.name not in self.names.names_of(id_):
-                raise Contradiction(
-                    f"{how} refers to {show(self.names, id_)} in pre, to {pointer.symbol.name} in run"
-                )
+                raise Contradiction(f"{how} refers to {show(self.names, id_)} in pre, to {pointer.symbol.name} in run")
             yield Fact(id_, "slot", slot, how)
         elif pointer.resolver:
             self._check_resolver(id_, pointer.value, how)
@@ -293,10 +291,10 @@ class Interpreter:
         if index >= len(symbols) or symbols[index].name not in self.names.names_of(id_):
             raise Contradiction(f"{how} refers to another thread-local variable than {show(self.names, id_)}")
 
-    # --- data ------------------------------------------------------------------------------------------------------
+    # --- data --------------------------------------------------------------------------------------------------------
 
     def data_facts(self, path: Path, key: str, vaddr: int) -> Iterator[Fact]:
-        """Compare an atom of data with run at ``vaddr``, and hand on what the pointers in it say. Raises Contradiction."""
+        """Compare an atom of data with run at ``vaddr``, and read the pointers in it. Raises Contradiction."""
         atom = self.names.atom(path, key)
         name = atom.name or (repr(atom.data[:40])[1:] if atom.kind == "string" else key)
         raw = self.run.read(vaddr, atom.size)

@@ -1,8 +1,8 @@
 """Run-pre matching: proves that what runs is what pre says, and reads addresses off the match.
 
-Each wanted function of pre is looked for in the running image, and every one of its instructions is compared. The fields
-that relocations fill then tell where everything it refers to lies. Missing, ambiguous or contradictory: a finding,
-never a guess. Source of the idea: Arnold and Kaashoek, "Ksplice", EuroSys 2009, section 4.3.
+Each wanted function of pre is looked for in the running image, and every one of its instructions is compared. The
+fields that relocations fill then tell where everything it refers to lies. Missing, ambiguous or contradictory: a
+finding, never a guess. Source of the idea: Arnold and Kaashoek, "Ksplice", EuroSys 2009, section 4.3.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class _Matcher:
     def _find(self, code: str, key: Key, **detail: object) -> None:
         self.findings.append(finding(code, key[0], self.names.atom(*key).name or key[1], **detail))
 
-    # --- functions -----------------------------------------------------------------------------------------------
+    # --- functions ---------------------------------------------------------------------------------------------------
 
     def _prove_all(self, keys: Iterable[Key]) -> None:
         """Try again and again: what one match teaches can decide another."""
@@ -232,7 +232,7 @@ class _Matcher:
         else:
             self._find("MF130", key, difference=attempt.reason)
 
-    # --- data ------------------------------------------------------------------------------------------------------
+    # --- data --------------------------------------------------------------------------------------------------------
 
     def _place_data(self, key: Key) -> None:
         atom = self.names.atom(*key)

@@ -261,7 +261,7 @@ REFUSALS: dict[str, Refusal] = _table(
     Refusal(
         "MF162",
         "Override without a finding",
-        "the override of {code} for {target} overrides nothing",
+        "the override of {what} overrides nothing",
         "Leave it out: an override that is not needed hides the next change.",
         overridable=False,
     ),

@@ -17,7 +17,7 @@ from midflight.image.unwind import FrameTable
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """What eight bytes hold when the program runs: an address of the image, or (with ``symbol``) one the loader looks up."""
+    """What eight bytes hold in a running program: an address of the image, or (with ``symbol``) what the loader finds."""
 
     value: int
     symbol: Symbol | None = None
@@ -84,7 +84,7 @@ class RunImage:
             return Pointer((symbol.value if symbol.defined else 0) + addend, symbol)
         return None
 
-    # --- PLT -----------------------------------------------------------------------------------------------------
+    # --- PLT ---------------------------------------------------------------------------------------------------------
 
     @cached_property
     def _plt(self) -> Mapping[int, PltEntry]:
@@ -98,7 +98,7 @@ class RunImage:
         """The first PLT entry that leads to the choice of an IFUNC resolver."""
         return next((entry for entry in self.elf.plt_entries if entry.resolver == resolver), None)
 
-    # --- symbols and functions -----------------------------------------------------------------------------------
+    # --- symbols and functions ---------------------------------------------------------------------------------------
 
     @property
     def has_symbols(self) -> bool:
@@ -149,7 +149,17 @@ class RunImage:
         """Whether any byte of [start, end) belongs to a known function."""
         position = bisect.bisect_left(self.extents, (end, 0))
         # Extents are short; one that begins long before and reaches here is found by its unwind information too.
-        return any(a < end and b > start or start <= a < end for a, b in self.extents[max(position - 64, 0) : position])
+        return any(a < end and (b > start or a >= start) for a, b in self.extents[max(position - 64, 0) : position])
+
+    def gap(self, start: int, end: int) -> tuple[int, int]:
+        """The largest stretch around [start, end) that belongs to no known function; ends with the code section."""
+        limits = [(s.address, s.address + s.size) for s in self.elf.sections if s.flags & 4 and s.address <= start]
+        low, high = next((limit for limit in limits if limit[1] >= end), (start, end))
+        position = bisect.bisect_left(self.extents, (end, 0))
+        before = [b for a, b in self.extents[max(position - 64, 0) : position]]
+        low = max([low, *(b for b in before if b <= start)])
+        after = [a for a, b in self.extents[position : position + 1]]
+        return low, min([high, *after])
 
     def function_end(self, vaddr: int) -> int | None:
         """Where the function that begins at ``vaddr`` ends, if the image says so."""
