@@ -17,7 +17,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer._key import SSlibKey
 
 from midflight.errors import PatchFileError
-from midflight.patch import container
+from midflight.patch import container, signature
 from midflight.patch.encoding import encode_manifest
 from midflight.patch.hotpatch import (
     STATEMENT,
@@ -223,6 +223,17 @@ def test_statement_and_predicate_must_be_ours(path: Path) -> None:
     assert "other members" in refusal(path, forged(subjects=[]))
 
 
+@pytest.mark.parametrize("name", ["STATEMENT_TYPE", "PREDICATE_TYPE"])
+def test_a_trusted_statement_about_something_else_is_no_hotpatch(
+    path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A key may sign other things than hotpatches; none of them may pass for one."""
+    with monkeypatch.context() as changed:
+        changed.setattr(signature, name, "https://slsa.dev/provenance/v1")
+        data = forged()
+    assert "something else than a hotpatch" in refusal(path, data)
+
+
 def test_a_future_format_says_what_it_needs_before_anything_is_interpreted(path: Path) -> None:
     predicate = {"formatVersion": 2, "requires": "0.9", "builder": "midflight 1.2\x1b[31m", "news": [1, {}]}
     message = refusal(path, forged({"whatever": b"not even json"}, predicate=predicate))
@@ -327,6 +338,13 @@ def test_what_is_no_hotpatch_file(path: Path, make: str) -> None:
     for read in (lambda: read_hotpatch(path, HERE), lambda: read_unverified(path)):
         with pytest.raises(PatchFileError, match=str(path)):
             read()
+
+
+def test_what_is_no_regular_file_says_so(path: Path) -> None:
+    os.mkfifo(path)
+    for special in (path, Path("/dev/zero")):
+        with pytest.raises(PatchFileError, match="not a regular file"):
+            read_hotpatch(special, HERE)
 
 
 def test_an_oversized_file_is_refused_without_reading_it_all(path: Path) -> None:
