@@ -168,7 +168,10 @@ def test_a_patch_without_leading_folder(project: Bench) -> None:
 def test_a_patch_that_adds_and_removes_files(project: Bench) -> None:
     added = "--- /dev/null\n+++ b/limit2.h\n@@ -0,0 +1 @@\n+#define LIMIT 30\n"
     removed = "--- a/limit.h\n+++ /dev/null\n@@ -1 +0,0 @@\n-#define LIMIT 10\n"
-    used = '--- a/main.c\n+++ b/main.c\n@@ -1,3 +1,3 @@\n #include <stdio.h>\n-#include "limit.h"\n+#include "limit2.h"\n int helper(int);\n'
+    used = (
+        "--- a/main.c\n+++ b/main.c\n@@ -1,3 +1,3 @@\n #include <stdio.h>\n"
+        '-#include "limit.h"\n+#include "limit2.h"\n int helper(int);\n'
+    )
     pair = project.build(project.fix(added + removed + used))
 
     assert names(pair, pair.changed) == ["main.o"]
@@ -275,9 +278,8 @@ def test_an_image_outside_of_the_tree(project: Bench, image: str) -> None:
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_link_time_optimisation_is_refused_by_name(project: Bench, compiler: str) -> None:
-    make = f"make CC={compiler} CFLAGS='-O2 -flto'" + (" LDFLAGS=-fuse-ld=lld" if compiler == "clang" else "")
-    if compiler == "clang":
-        make = "clang -O2 -flto -c main.c && clang -O2 -flto -c helper.c && clang -flto -fuse-ld=lld -o prog main.o helper.o"
+    link = f"{compiler} -flto " + ("-fuse-ld=lld " if compiler == "clang" else "")
+    make = f"{compiler} -O2 -flto -c main.c && {compiler} -O2 -flto -c helper.c && {link} -o prog main.o helper.o"
     with pytest.raises(Refused, match=r"^MF101 main.o: "):
         project.build(project.fix(HELPER_PATCH), make)
 

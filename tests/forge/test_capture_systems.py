@@ -1,4 +1,4 @@
-"""Capture of what people really build with: make in parallel, autotools, CMake, Ninja, clang, C++, and odd command lines."""
+"""Capture of what people build with: make in parallel, autotools, CMake, Ninja, clang, C++, odd command lines."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def test_parallel_make_with_archives_takes_only_linked_members(tmp_path: Path) -
 
 
 def test_cmake_with_make_and_another_folder_for_the_build(tmp_path: Path) -> None:
-    lists = "cmake_minimum_required(VERSION 3.10)\nproject(p C)\nadd_library(h STATIC helper.c spare.c)\nadd_executable(prog main.c)\ntarget_link_libraries(prog h)\n"
+    lists = (
+        "cmake_minimum_required(VERSION 3.10)\nproject(p C)\nadd_library(h STATIC helper.c spare.c)\n"
+        "add_executable(prog main.c)\ntarget_link_libraries(prog h)\n"
+    )
     bench = Bench(tmp_path, {**C_PROGRAM, "CMakeLists.txt": lists})
     make = "cmake -S . -B out -G 'Unix Makefiles' -DCMAKE_BUILD_TYPE=Release && cmake --build out -j2"
     pair = bench.build(bench.fix(HELPER_PATCH), make, "out/prog")
@@ -126,7 +129,12 @@ def test_the_program_behind_a_libtool_script(autotools: Bench) -> None:
 CONFIGURE = """\
 #!/bin/sh
 echo '#define CONFIGURED 1' > config.h
-printf 'CFLAGS=-O2 -include config.h\\nprog: main.o helper.o\\n\\t$(CC) -o $@ main.o helper.o\\nmain.o helper.o: config.h Makefile\\n' > Makefile
+cat > Makefile <<END
+CFLAGS=-O2 -include config.h
+prog: main.o helper.o
+	\\$(CC) -o \\$@ main.o helper.o
+main.o helper.o: config.h Makefile
+END
 """
 
 
@@ -151,7 +159,10 @@ def test_a_build_that_makes_everything_anew_is_slower_and_right(tmp_path: Path) 
 CXX = {
     "main.cc": '#include <cstdio>\n#include "shape.h"\nint main() { std::printf("%d\\n", area(3)); }\n',
     "shape.h": "int area(int);\ntemplate <class T> T square(T x) { return x * x; }\n",
-    "shape.cc": '#include "shape.h"\nnamespace { struct S { S(); int v; }; S::S() : v(1) {} S s; }\nint area(int x) { return square(x) + s.v; }\n',
+    "shape.cc": (
+        '#include "shape.h"\nnamespace { struct S { S(); int v; }; S::S() : v(1) {} S s; }\n'
+        "int area(int x) { return square(x) + s.v; }\n"
+    ),
     "Makefile": "CXXFLAGS=-O1\nprog: main.o shape.o\n\t$(CXX) -o $@ $^\n",
 }
 
@@ -159,7 +170,8 @@ CXX = {
 @pytest.mark.parametrize("compiler", ["g++", "clang++", "/usr/bin/g++"])
 def test_cxx(tmp_path: Path, compiler: str) -> None:
     bench = Bench(tmp_path, CXX)
-    patch = "--- a/shape.cc\n+++ b/shape.cc\n@@ -3 +3 @@\n-int area(int x) { return square(x) + s.v; }\n+int area(int x) { return square(x) - s.v; }\n"
+    old, new = "int area(int x) { return square(x) + s.v; }\n", "int area(int x) { return square(x) - s.v; }\n"
+    patch = f"--- a/shape.cc\n+++ b/shape.cc\n@@ -3 +3 @@\n-{old}+{new}"
     pair = bench.build(bench.fix(patch), f"make CXX={compiler}")
 
     assert names(pair, pair.changed) == ["shape.o"]
@@ -199,18 +211,18 @@ def test_compile_and_link_in_one_step(tmp_path: Path, compiler: str, line: str) 
     [
         "gcc -c main.c helper.c && gcc main.o helper.o && mv a.out prog",
         "gcc -c main.c helper.c -O2 && strip -g helper.o && gcc -o prog main.o helper.o",
-        "for f in main helper; do gcc -c $f.c -o tmp.o && mv tmp.o $f.obj; done; mv main.obj a.o; mv helper.obj b.o; gcc -o prog a.o b.o",
+        "for f in main helper; do gcc -c $f.c -o tmp.o && mv tmp.o ${f}2.o; done; gcc -o prog main2.o helper2.o",
         "gcc -S helper.c && gcc -c helper.s main.c && gcc -o prog helper.o main.o",
         "gcc -c main.c helper.c && ld -r -o all.o main.o helper.o && gcc -o prog all.o",
-        "gcc -c main.c helper.c && gcc -r -nostdlib -o all.o main.o helper.o && rm main.o helper.o && gcc -o prog all.o",
+        "gcc -c main.c helper.c && gcc -r -nostdlib -o all.o main.o helper.o && rm main.o && gcc -o prog all.o",
         "gcc -c main.c helper.c && gcc -fuse-ld=lld -o prog main.o helper.o",
         "gcc -c main.c helper.c && ar rcs lib.a helper.o && gcc -fuse-ld=lld -o prog main.o lib.a",
         "gcc -c main.c helper.c && ar rcs lib.a helper.o && gcc -Wl,-Map=my.map -o prog main.o lib.a",
-        "gcc -c main.c helper.c && ar rcs lib.a helper.o && gcc -o prog main.o -Wl,--whole-archive lib.a -Wl,--no-whole-archive",
+        "gcc -c m*.c h*.c; ar rcs l.a helper.o; gcc -o prog main.o -Wl,--whole-archive l.a -Wl,--no-whole-archive",
         "gcc -c main.c helper.c && gcc -o built main.o helper.o && strip -o prog built && rm built",
         "ccache gcc -c main.c && ccache /usr/bin/gcc -c helper.c && gcc -o prog main.o helper.o",
         "CC=/usr/bin/gcc; export CC; sh -c '$CC -c main.c helper.c && $CC -o prog main.o helper.o'",
-        "mkdir -p 'a dir' && cp helper.c 'a dir/' && gcc -c main.c && gcc -c 'a dir/helper.c' -o 'a dir/h.o' && gcc -o prog main.o 'a dir/h.o'",
+        "mkdir -p 'a d'; cp helper.c 'a d'; gcc -c main.c 'a d/helper.c'; mv *r.o 'a d/h.o'; gcc -o prog *.o */h.o",
     ],
 )
 def test_ways_to_make_a_program(tmp_path: Path, line: str) -> None:
