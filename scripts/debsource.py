@@ -209,7 +209,7 @@ def _fetch_newest(cache: Path, package: str, version: str | None, etc: Path, log
             if version not in (None, candidate):
                 _instead(cache, package, str(version)).write_text(candidate + "\n")
             return candidate
-        log(f"{package} {candidate} is in the index but not on the mirror: {reason}")
+        log(f"{package} {candidate} is in the index but not on the mirror ({reason})")
         reasons.append(reason)
     raise SourceError(f"cannot fetch the source of {package} {order[0]}: {reasons[0]}; is the mirror up?")
 
@@ -226,7 +226,8 @@ def _download(package: str, version: str, folder: Path, environment: dict[str, s
     if got.returncode != 0 or len(dsc) != 1:
         errors = [line for line in got.stdout.splitlines() if line.startswith("E: ")]
         shutil.rmtree(folder)
-        return errors[0].removeprefix("E: ") if errors else _last_line(got.stdout) or "no .dsc came"
+        reason = errors[0].removeprefix("E: ") if errors else _last_line(got.stdout) or "no .dsc came"
+        return re.sub(r"Failed to fetch \S+/(\S+)\s+(.*?)( \[IP: .*)?$", r"\1: \2", reason)
     _unpack(dsc[0], folder / "tree")
     (folder / "complete").touch()
     return None
