@@ -141,7 +141,7 @@ def targets(draw: st.DrawFn) -> Target:
         unwind=draw(st.none() | st.builds(Unwind, st.integers(0, 32), st.integers(1, 32), st.booleans())),
         policy=policy,
         policy_reason=draw(proses) if policy == "entry" else draw(st.none() | proses),
-        hooks=draw(st.sampled_from([(), (("before_apply", 0),), (("after_apply", 1), ("before_revert", 63))])),
+        hooks=draw(st.sampled_from([(), (("before_apply", 0),), (("before_revert", 1), ("after_apply", 63))])),
         overrides=tuple(
             Override(f"MF{draw(st.integers(100, 999))}", draw(texts), draw(texts), draw(proses), draw(proses))
             for _ in range(draw(st.integers(0, 2)))

@@ -74,16 +74,14 @@ _HOOKS: tuple[HookName, ...] = get_args(HookName)
 def _hooks(value: object) -> tuple[tuple[HookName, int], ...]:
     if type(value) is not dict:
         raise FieldError("must be an object")
-    for name in value:
+    decoded: list[tuple[HookName, int]] = []
+    for name, offset in value.items():
         if name not in _HOOKS:
             raise FieldError(f"has an unknown hook {show(name)}; there are {', '.join(_HOOKS)}")
-    decoded: list[tuple[HookName, int]] = []
-    for name in _HOOKS:
-        if name in value:
-            try:
-                decoded.append((name, _offset(value[name])))
-            except FieldError as error:
-                raise error.inside(f".{name}") from None
+        try:
+            decoded.append((name, _offset(offset)))
+        except FieldError as error:
+            raise error.inside(f".{name}") from None
     return tuple(decoded)
 
 
