@@ -7,6 +7,7 @@ buffers are allocated. Inside, per thread: interrupt, wait, registers; then one 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import gc
@@ -117,6 +118,7 @@ class Stop:
         self._restorers: list[bytes] = []
         self._began = 0.0
         self._resumed = False
+        self._nice = 0
         self._left: list[int] = []
         self._own_mask: set[int] = set()
         self._gc = False
@@ -131,6 +133,7 @@ class Stop:
         self._waiter = Waiter(pid)
         self._gc = gc.isenabled()
         gc.disable()
+        self._hurry()
         # An interrupt from the keyboard waits until the target runs again.
         self._own_mask = set(signal.pthread_sigmask(signal.SIG_BLOCK, _POSTPONED))
         try:
@@ -155,6 +158,12 @@ class Stop:
             self._release()
             raise
         return self
+
+    def _hurry(self) -> None:
+        """Take the highest ordinary priority: against hundreds of busy threads we would get a sliver of the processor."""
+        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, -20)
 
     def _seize_all(self) -> None:
         """Seize every thread, listing again until nothing new appears."""
@@ -284,11 +293,11 @@ class Stop:
                     pt.ptrace(pt.POKEUSER, tid, 8 * pt.RAX, pt.ERESTARTNOHAND)
             if len(still) == len(pending):
                 idle += 1
-                if idle < 2000:
+                if idle < 8:
                     os.sched_yield()
                 else:
-                    time.sleep(0.0002)
-                if idle % 64 == 0 and self.process.pid in still and _state(self.process.pid, self.process.pid) in "ZX":
+                    time.sleep(0.00002)  # the threads that we wait for may need this very processor
+                if idle % 16 == 0 and self.process.pid in still and _state(self.process.pid, self.process.pid) in "ZX":
                     self._leader_left(still)
                 if still and time.perf_counter() > deadline:
                     raise self._not_stopping(still[0])
@@ -489,6 +498,8 @@ class Stop:
         if self._left:
             self._release_rest(self._left)
         self._resumed = True
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, self._nice)
         if self._gc:
             gc.enable()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._own_mask)
