@@ -2,7 +2,7 @@
 
 A command is a module ``midflight.cli.<name>`` with
 
-- ``HELP: str``: what it does, for its ``--help``: one or more paragraphs of plain text, at most 79 columns wide;
+- ``HELP: str``: what it does, for its ``--help``: paragraphs of plain text (filled for the terminal);
 - ``EXAMPLES: str`` (optional): command lines, each with a line of explanation;
 - ``EXIT_STATUS: str`` (optional): where the common meaning (0, 1, 2, 3) needs more words;
 - ``add_arguments(parser: argparse.ArgumentParser) -> None``: its options. ``--json`` and ``--quiet`` are there already;

@@ -118,6 +118,10 @@ def parser_of(name: str, module: ModuleType) -> argparse.ArgumentParser:
         def error(self, message: str) -> NoReturn:
             raise _UsageError(f"{name}: {message}; see midflight {name} --help")
 
+        def format_help(self) -> str:
+            self.description = _filled(module.HELP.strip())
+            return super().format_help()
+
     sections = [
         ("examples", getattr(module, "EXAMPLES", "")),
         ("exit status", getattr(module, "EXIT_STATUS", EXIT_STATUS)),
@@ -125,7 +129,6 @@ def parser_of(name: str, module: ModuleType) -> argparse.ArgumentParser:
     ]
     parser = Parser(
         prog=f"midflight {name}",
-        description=module.HELP.strip(),
         epilog="\n\n".join(f"{title}:\n{_indented(text)}" for title, text in sections if text),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -135,6 +138,17 @@ def parser_of(name: str, module: ModuleType) -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     common.add_argument("-q", "--quiet", action="store_true", help="no progress")
     return parser
+
+
+def _filled(text: str) -> str:
+    """Paragraphs filled to 79 columns; those that are laid out by hand (several spaces in a row) stay."""
+    import textwrap
+
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(
+        paragraph if "  " in paragraph else textwrap.fill(paragraph, 79, break_on_hyphens=False)
+        for paragraph in paragraphs
+    )
 
 
 def _indented(text: str) -> str:
