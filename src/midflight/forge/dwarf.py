@@ -26,13 +26,14 @@ VOLATILE, RESTRICT, NAMESPACE, UNSPECIFIED_TYPE, RVALUE, ATOMIC = 0x35, 0x37, 0x
 # Attributes (DWARF 5 table 7.5)
 NAME, BYTE_SIZE, BIT_OFFSET, BIT_SIZE, CONST_VALUE, UPPER_BOUND = 0x03, 0x0B, 0x0C, 0x0D, 0x1C, 0x2F
 ORIGIN, ARTIFICIAL, COUNT, LOCATION, DECLARATION, ENCODING, EXTERNAL = 0x31, 0x34, 0x37, 0x38, 0x3C, 0x3E, 0x3F
+DIRECTORY = 0x1B
 SPECIFICATION, TYPE, DATA_BIT_OFFSET, LINKAGE_NAME, STR_OFFSETS_BASE, DWO_NAME = 0x47, 0x49, 0x6B, 0x6E, 0x72, 0x76
 _SIBLING, _GNU_DWO_NAME, _MIPS_LINKAGE_NAME = 0x01, 0x2130, 0x2007
 _WANTED = frozenset(
     {
         *(NAME, BYTE_SIZE, BIT_OFFSET, BIT_SIZE, CONST_VALUE, UPPER_BOUND, ORIGIN, ARTIFICIAL, COUNT, LOCATION),
         *(DECLARATION, ENCODING, EXTERNAL, SPECIFICATION, TYPE, DATA_BIT_OFFSET, LINKAGE_NAME, STR_OFFSETS_BASE),
-        *(DWO_NAME, _SIBLING, _GNU_DWO_NAME, _MIPS_LINKAGE_NAME),
+        *(DIRECTORY, DWO_NAME, _SIBLING, _GNU_DWO_NAME, _MIPS_LINKAGE_NAME),
     }
 )
 
@@ -120,19 +121,19 @@ class Types:
         data = self._sections[".debug_abbrev"]
         found: dict[int, tuple[int, bool, list[tuple[int, int, int]]]] = {}
         while True:
-            code, at = _uleb(data, at)
+            code, at = uleb(data, at)
             if code == 0:
                 return found
-            tag, at = _uleb(data, at)
+            tag, at = uleb(data, at)
             children = data[at] == 1
             at += 1
             attributes = []
             while True:
-                attribute, at = _uleb(data, at)
-                form, at = _uleb(data, at)
+                attribute, at = uleb(data, at)
+                form, at = uleb(data, at)
                 constant = 0
                 if form == 0x21:
-                    constant, at = _sleb(data, at)
+                    constant, at = sleb(data, at)
                 if attribute == form == 0:
                     break
                 attributes.append((attribute, form, constant))
@@ -170,7 +171,7 @@ class _Unit:
             if code < 0x80:
                 at += 1
             else:
-                code, at = _uleb(data, at)
+                code, at = uleb(data, at)
             if code == 0:
                 if parents:
                     parents.pop()
@@ -247,18 +248,18 @@ class _Unit:
             end = data.index(b"\0", at)
             return data[at:end].decode(errors="replace"), end + 1
         if form == 0x0D:  # sdata
-            return _sleb(data, at)
+            return sleb(data, at)
         if form in (0x0F, 0x15, 0x1A, 0x1B, 0x22, 0x23):  # udata ref_udata strx addrx loclistx rnglistx
-            number, at = _uleb(data, at)
+            number, at = uleb(data, at)
             return (self._start + number if form == 0x15 else self._indexed(number) if form == 0x1A else number), at
         if form == 0x16:  # indirect
-            actual, at = _uleb(data, at)
+            actual, at = uleb(data, at)
             if actual in _FIXED:
                 number = int.from_bytes(data[at : at + _FIXED[actual]], "little")
                 return self._value(actual, number, 0), at + _FIXED[actual]
             return self._variable(actual, at)
         if form in (0x09, 0x18):  # block, exprloc
-            size, at = _uleb(data, at)
+            size, at = uleb(data, at)
         elif form in (0x03, 0x04, 0x0A):  # block2, block4, block1
             width = {0x03: 2, 0x04: 4, 0x0A: 1}[form]
             size, at = int.from_bytes(data[at : at + width], "little"), at + width
@@ -266,7 +267,7 @@ class _Unit:
             raise KeyError(f"form {form:#x}")
         block = data[at : at + size]
         if block[:1] == b"\x23":  # DW_OP_plus_uconst: member location of old producers
-            return _uleb(block, 1)[0], at + size
+            return uleb(block, 1)[0], at + size
         return None, at + size
 
 
@@ -306,7 +307,8 @@ def _string(data: bytes, at: int) -> str:
     return data[at : data.index(b"\0", at)].decode(errors="replace")
 
 
-def _uleb(data: bytes, at: int) -> tuple[int, int]:
+def uleb(data: bytes, at: int) -> tuple[int, int]:
+    """Decode an unsigned LEB128 number; returns it and the offset after it."""
     byte = data[at]
     if byte < 0x80:
         return byte, at + 1
@@ -320,8 +322,9 @@ def _uleb(data: bytes, at: int) -> tuple[int, int]:
             return value, at + 1
 
 
-def _sleb(data: bytes, at: int) -> tuple[int, int]:
+def sleb(data: bytes, at: int) -> tuple[int, int]:
+    """Decode a signed LEB128 number; returns it and the offset after it."""
     start = at
-    value, at = _uleb(data, at)
+    value, at = uleb(data, at)
     bits = 7 * (at - start)
     return (value - (1 << bits) if value >> (bits - 1) else value), at

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from midflight.errors import ImageError
+from midflight.forge.dwarf import sleb, uleb
 from midflight.forge.rawobject import RawObject
 from midflight.image.model import Relocation
 
@@ -45,25 +46,6 @@ class RawFde:
     size: int
     lsda: Relocation | None
     instructions: bytes
-
-
-def uleb(data: bytes, at: int) -> tuple[int, int]:
-    """Decode an unsigned LEB128 number; returns it and the offset after it."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-
-
-def sleb(data: bytes, at: int) -> tuple[int, int]:
-    """Decode a signed LEB128 number; returns it and the offset after it."""
-    start = at
-    value, at = uleb(data, at)
-    bits = 7 * (at - start)
-    return (value - (1 << bits) if value >> (bits - 1) else value), at
 
 
 def read_frames(raw: RawObject) -> tuple[RawFde, ...]:

@@ -52,6 +52,8 @@ class _TypeTable:
     enumerations: dict[str, int] = field(default_factory=dict)
     """Name to size in bytes."""
     signatures: dict[str, str] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
+    """The main source file of each unit."""
     usable: bool = False
 
 
@@ -73,6 +75,8 @@ class _Reader:
                 self._add_enumeration(die)
             elif die.tag == dwarf.SUBPROGRAM:
                 self._add_function(die)
+            elif die.tag == dwarf.COMPILE_UNIT and die.name:
+                self.table.sources.append(str(Path(str(die.attributes.get(dwarf.DIRECTORY, "."))) / die.name))
         return self.table
 
     def _children(self, die: Die) -> Iterator[Die]:
@@ -249,6 +253,15 @@ def signatures(file: Path) -> Mapping[str, str]:
         ImageError: the debug information is malformed.
     """
     return _table(file).signatures
+
+
+def sources(file: Path) -> tuple[str, ...]:
+    """The main source file of each unit of an object, with the directory that it was compiled in.
+
+    Raises:
+        ImageError: the debug information is malformed.
+    """
+    return tuple(_table(file).sources)
 
 
 def compare_layouts(pre: Path, post: Path, path: Path) -> tuple[Finding, ...]:

@@ -13,104 +13,58 @@ In doubt (no DWARF, sources not found) it is a change. Source: DWARF 5 section 6
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import iced_x86 as x86
-from elftools.common.exceptions import DWARFError, ELFError
-from elftools.elf.elffile import ELFFile
 
+from midflight.errors import ImageError
+from midflight.forge import layout
+from midflight.forge.linetable import LineInfo, Row, read_line_info
 from midflight.forge.model import Atom
 
 _LITERAL = re.compile(rb"(?<![\w.])(?:0[xX][0-9a-fA-F]+|[0-9]+)(?=[uUlL]*(?![\w.]))")
-_LINE_ARGUMENTS = {
-    x86.Code.MOV_R32_IMM32,
-    x86.Code.MOV_RM32_IMM32,
-    x86.Code.MOV_RM64_IMM32,
-    x86.Code.PUSHQ_IMM32,
-    x86.Code.MOV_R8_IMM8,
-    x86.Code.PUSHQ_IMM8,
+_LINE_ARGUMENTS = {  # with the size of the immediate, which ends the instruction
+    x86.Code.MOV_R32_IMM32: 4,
+    x86.Code.MOV_RM32_IMM32: 4,
+    x86.Code.MOV_RM64_IMM32: 4,
+    x86.Code.PUSHQ_IMM32: 4,
+    x86.Code.PUSHQ_IMM8: 1,
 }
-_R_X86_64_64 = 1
-_EXTENDED_SET_ADDRESS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    address: int
-    line: int
 
 
 class LineTables:
-    """The line tables of one object, by section; read when first asked for. Empty when there are none to be read."""
+    """The line tables of one object; read when first asked for. Empty when there are none to be read."""
 
     def __init__(self, file: Path, path: Path) -> None:
         self._file = file
         self._path = path
-        self._sources: list[str] = []
 
     @cached_property
-    def _rows(self) -> dict[str, list[_Row]]:
+    def _info(self) -> LineInfo:
         try:
-            with self._file.open("rb") as stream:
-                return self._read(ELFFile(stream))
-        except (DWARFError, ELFError, KeyError, ValueError, IndexError, AssertionError):
-            return {}
+            return read_line_info(self._file)
+        except ImageError:
+            return LineInfo({}, ())
 
-    def _read(self, elf: Any) -> dict[str, list[_Row]]:
-        """Rows of every sequence. A sequence begins with DW_LNE_set_address, whose operand is 0 in an object: only its
-        relocation says which section is meant, so the n-th such relocation belongs to the n-th sequence."""
-        relocations = elf.get_section_by_name(".rela.debug_line")
-        if relocations is None or not elf.has_dwarf_info():
-            return {}
-        symbols = elf.get_section(relocations["sh_link"])
-        places = []
-        for relocation in sorted(relocations.iter_relocations(), key=lambda item: int(item["r_offset"])):
-            if relocation["r_info_type"] == _R_X86_64_64:
-                symbol = symbols.get_symbol(relocation["r_info_sym"])
-                section = elf.get_section(symbol["st_shndx"])
-                places.append((section.name, symbol["st_value"] + relocation["r_addend"]))
-        dwarf = elf.get_dwarf_info(relocate_dwarf_sections=True)
-        tables: dict[str, list[_Row]] = {}
-        twice: set[str] = set()
-        following = iter(places)
-        for unit in dwarf.iter_CUs():
-            program = dwarf.line_program_for_CU(unit)
-            if program is None:
-                continue
-            self._sources.extend(_source_names(unit, program))
-            rows: list[_Row] = []
-            shift = 0
-            for entry in program.get_entries():
-                if entry.is_extended and entry.command == _EXTENDED_SET_ADDRESS:
-                    name, start = next(following)
-                    shift = start - entry.args[0]
-                    if name in tables:
-                        twice.add(name)  # two sections of one name: nobody can tell which is which
-                    rows = tables.setdefault(name, [])
-                elif entry.state is not None and not entry.state.end_sequence:
-                    rows.append(_Row(entry.state.address + shift, entry.state.line))
-        return {name: rows for name, rows in tables.items() if name not in twice}
-
-    def rows(self, atom: Atom) -> list[_Row]:
+    def rows(self, atom: Atom) -> list[Row]:
         """The rows of one function, addresses relative to its beginning, in the order of the table."""
         end = atom.offset + atom.size
-        found = self._rows.get(atom.section, [])
-        return [_Row(r.address - atom.offset, r.line) for r in found if atom.offset <= r.address < end]
+        found = self._info.rows.get(atom.section, ())
+        return [Row(r.address - atom.offset, r.line) for r in found if atom.offset <= r.address < end]
 
     @cached_property
     def literals(self) -> frozenset[int] | None:
         """All integers that are written out in the sources of this unit; None when its main source cannot be found."""
-        if not self._rows or not self._sources:
-            return None
-        texts = [self._text(name) for name in self._sources]
-        if texts[0] is None:
+        main = layout.sources(self._file)
+        texts = [self._text(name) for name in main]
+        if not main or None in texts:
             return None
         found: set[int] = set()
+        for name in self._info.files:  # older tables do not tell the directory that these are relative to
+            folders = [""] if name.startswith("/") else [f"{folder}/" for folder in Path(main[0]).parents]
+            texts.append(next((text for folder in folders if (text := self._text(folder + name)) is not None), None))
         for text in texts:
             for token in _LITERAL.findall(text or b""):
                 octal = token.startswith(b"0") and token.isdigit() and token.strip(b"01234567") == b""
@@ -128,24 +82,6 @@ class LineTables:
         return None
 
 
-def _source_names(unit: Any, program: Any) -> Iterator[str]:
-    """The files of a unit, its main source first, as far as the debug information tells where they are."""
-    attributes = unit.get_top_DIE().attributes
-
-    def text(value: Any) -> str:
-        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-    directory = text(attributes["DW_AT_comp_dir"].value) if "DW_AT_comp_dir" in attributes else "."
-    yield str(Path(directory) / text(attributes["DW_AT_name"].value))
-    folders = [text(item) for item in program["include_directory"]]
-    if program["version"] < 5:
-        folders.insert(0, directory)
-    for entry in program["file_entry"]:
-        index = int(entry.dir_index)
-        folder = folders[index] if index < len(folders) else "."
-        yield str(Path(directory) / folder / text(entry.name))
-
-
 def only_lines_differ(old: Atom, new: Atom, pre: LineTables, post: LineTables) -> bool:
     """Whether two functions of equal size, with equal references, are the same but for line numbers."""
     instructions = list(x86.Decoder(64, old.data)), list(x86.Decoder(64, new.data))
@@ -154,7 +90,6 @@ def only_lines_differ(old: Atom, new: Atom, pre: LineTables, post: LineTables) -
     rows = pre.rows(old), post.rows(new)
     if not rows[0] or [r.address for r in rows[0]] != [r.address for r in rows[1]]:
         return False
-    constants = x86.Decoder(64, old.data)
     for index, (one, other) in enumerate(zip(*instructions, strict=True)):
         if one.len != other.len:
             return False
@@ -163,10 +98,9 @@ def only_lines_differ(old: Atom, new: Atom, pre: LineTables, post: LineTables) -
             continue
         if one.code != other.code or one.code not in _LINE_ARGUMENTS:
             return False
-        place = constants.get_constant_offsets(one)
-        start, end = at + place.immediate_offset, at + place.immediate_offset + place.immediate_size
-        rest = old.data[at:start] + old.data[end : at + one.len], new.data[at:start] + new.data[end : at + one.len]
-        if not place.has_immediate or rest[0] != rest[1]:
+        end = at + one.len
+        start = end - _LINE_ARGUMENTS[one.code]
+        if old.data[at:start] != new.data[at:start]:
             return False
         before, after = (int.from_bytes(data[start:end], "little") for data in (old.data, new.data))
         if (before, after) not in _lines_at(rows, at) or not _goes_to_a_call(instructions[0], index):
@@ -177,7 +111,7 @@ def only_lines_differ(old: Atom, new: Atom, pre: LineTables, post: LineTables) -
     return True
 
 
-def _lines_at(rows: tuple[list[_Row], list[_Row]], address: int) -> list[tuple[int, int]]:
+def _lines_at(rows: tuple[list[Row], list[Row]], address: int) -> list[tuple[int, int]]:
     """Pairs of lines (old, new) that the tables give for one instruction; several rows may have one address."""
     begin = max((r.address for r in takewhile(lambda r: r.address <= address, rows[0])), default=-1)
     return [(a.line, b.line) for a, b in zip(*rows, strict=True) if a.address == begin]
