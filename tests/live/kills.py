@@ -133,9 +133,9 @@ class Trial:
 
     def second_deaths(self, hotpatch: Handmade, steps: int) -> None:
         """The recovery from a death is killed, too."""
-        for step in range(3, steps, 5):
+        for step in range(2, steps, 2):
             killed_at(step, self.target.pid, applies(hotpatch))
-            for again in range(1, 200, 4):
+            for again in range(1, 200, 2):
                 if not killed_at(again, self.target.pid, recovers):
                     break
                 self.kills += 1

@@ -1,11 +1,11 @@
-"""Decides whether a thread may run a call of C code for us, by proof, and finds what to call.
+"""Decides whether a thread may run a call of C code for us, by proof.
 
 Two strengths, both demanding a stack that unwinds to its outermost frame with nobody of the loader or the unwinder on
 it:
 
-light    for code that takes no lock but the unwinder's and allocates nothing: the thread executes outside libc, or is
-blocked blocked  for any other code: the thread sleeps inside a libc function that is known to hold no lock while it
-does
+light    for code that takes no lock but the unwinder's and allocates nothing: the thread executes outside libc, or
+sleeps blocked  for any other code: the thread sleeps in a system call that no allocator makes, with no allocator on
+its stack
 
 A thread with an interrupted malloc, dlopen or throw below a signal handler shows those frames, and is not chosen.
 """
@@ -29,9 +29,17 @@ _BLOCKING = (
     "sleep", "usleep", "wait", "wait4", "waitid", "waitpid",
 )
 # fmt: on
+# What must not be half-way done on the stack of a thread that is to allocate: the allocator, and fork, which locks it.
+# fmt: off
+_ALLOCATING = (
+    "malloc", "free", "calloc", "realloc", "reallocarray", "memalign", "aligned_alloc", "posix_memalign", "valloc",
+    "pvalloc", "malloc_trim", "mallopt", "mallinfo", "mallinfo2", "malloc_info", "malloc_stats", "malloc_usable_size",
+    "cfree", "fork",
+)
+# fmt: on
 _LIBC = ("libc.so.6", "libpthread.so.0")
-# What may stand below a thread's own code: _start's or clone's callees in libc.
-_OUTERMOST_LIBC = 2
+# A blocking function is at most this deep: pthread_cond_wait sleeps in two helpers of its own.
+_DEEPEST_SLEEP = 3
 
 
 def _named(module: Module | None, names: Sequence[str]) -> bool:
@@ -45,7 +53,7 @@ class SafePoint:
         self._modules = modules
         self._loader = loader
         self._unwinder = unwinder
-        self._blocking: dict[int, frozenset[int]] = {}
+        self._known: dict[tuple[int, tuple[str, ...]], frozenset[int]] = {}
 
     def _clean(self, thread: Thread) -> tuple[list[int], list[Module | None]] | None:
         """Code addresses and modules of all frames, innermost first; None when not complete, or somebody may hold a
@@ -74,33 +82,36 @@ class SafePoint:
         clean = self._clean(thread)
         return clean is not None and self._sleeps(*clean)
 
-    def _sleeps(self, pcs: list[int], modules: list[Module | None]) -> bool:
-        inner = 0
-        while inner < len(modules) and _named(modules[inner], _LIBC):
-            inner += 1
-        if not inner or inner == len(modules):
+    def _sleeps(self, places: list[int], modules: list[Module | None]) -> bool:
+        functions = [self._function_start(at) for at in places]
+        if any(self._allocates(m, start) for m, start in zip(modules, functions, strict=True) if m is not None):
             return False
-        outer = len(modules)
-        # The very last frame is _start of the program; clone3 in libc for other threads.
-        if not _named(modules[outer - 1], _LIBC):
-            outer -= 1
-        floor = outer
-        while floor > inner and _named(modules[floor - 1], _LIBC):
-            floor -= 1
-        if outer - floor > _OUTERMOST_LIBC or any(_named(m, _LIBC) for m in modules[inner:floor]):
+        for module, start in list(zip(modules, functions, strict=True))[:_DEEPEST_SLEEP]:
+            if module is None or not _named(module, _LIBC):
+                return False
+            if start in self._addresses(module, _BLOCKING):
+                return True
+        return False
+
+    def _allocates(self, module: Module, function: int) -> bool:
+        allocating = self._addresses(module, _ALLOCATING)
+        if not allocating:
             return False
-        entered = modules[inner - 1]
-        assert entered is not None
-        return self._function_start(pcs[inner - 1]) in self._blocking_of(entered)
+        # A library that brings its own malloc is an allocator as a whole: its inner functions have no names.
+        elf = self._modules.image(module)
+        own = elf.kind == "shared" and not elf.is_pie and not _named(module, _LIBC)
+        return own or function in allocating
 
     def _function_start(self, at: int) -> int:
+        """Link-time address of the function that ``at`` is in."""
         found = self._modules.frames_at(at)
         frame = found.table.find(at - found.bias) if found else None
         return frame.start if frame else -1
 
-    def _blocking_of(self, module: Module) -> frozenset[int]:
-        if module.bias not in self._blocking:
+    def _addresses(self, module: Module, names: tuple[str, ...]) -> frozenset[int]:
+        key = (module.bias, names)
+        if key not in self._known:
             elf = self._modules.image(module)
-            symbols = (elf.dynamic_symbol(name) for name in _BLOCKING)
-            self._blocking[module.bias] = frozenset(s.value for s in symbols if s is not None and s.defined)
-        return self._blocking[module.bias]
+            symbols = (elf.dynamic_symbol(name) for name in names)
+            self._known[key] = frozenset(s.value for s in symbols if s is not None and s.defined)
+        return self._known[key]

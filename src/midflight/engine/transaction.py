@@ -221,7 +221,8 @@ def _prepare_all(context: Context, plans: Sequence[Plan], hotpatch: Hotpatch, do
             )
         addresses = []
         if one.target.imports:
-            scope = scope or Scope(context.modules, lambda at: process.call(at, (), context.safe.light, limits.call))
+            # A resolver runs before anything else of a program is set up: it can neither lock nor allocate.
+            scope = scope or Scope(context.modules, lambda at: process.call(at, (), lambda t: t.complete, limits.call))
             addresses = [scope.address(wanted) for wanted in one.target.imports]
         registers = one.target.unwind is not None and unwinder is not None
         done.append(prepare(process, one, hotpatch, addresses, registers, order + number))
