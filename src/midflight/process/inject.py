@@ -23,7 +23,7 @@ from midflight.process import ptrace as pt
 from midflight.process.faults import point
 from midflight.process.maps import list_threads, read_stat
 from midflight.process.model import Mapping
-from midflight.process.stop import Waiter, give_up_on, pending_signal, sweep_stuck
+from midflight.process.stop import SYSCALL_STOP, Waiter, give_up_on, pending_signal, sweep_stuck
 
 if TYPE_CHECKING:
     from midflight.process.linux import LinuxProcess
@@ -34,8 +34,6 @@ _U64 = (1 << 64) - 1
 _SYNCHRONOUS = sum(1 << (number - 1) for number in (4, 5, 7, 8, 11))
 _ALL_SIGNALS = _U64 & ~_SYNCHRONOUS
 _PATIENCE = 0.05
-_CALL_ROOM = 64 << 10
-_SYSCALL_STOP = 0x85
 _RT_SIGRETURN = 15
 
 
@@ -98,7 +96,10 @@ class Hijack:
 
     def examine(self, room: int) -> None:
         """Read the state of the stopped thread and prove that it can be used. Raises Unsuitable."""
-        self.registers = pt.restart_later(pt.get_registers(self.tid))
+        found = pt.get_registers(self.tid)
+        self.registers = pt.restart_later(found)
+        if self.registers is not found:
+            pt.ptrace(pt.POKEUSER, self.tid, 8 * pt.RAX, self.registers[pt.RAX])  # holds should we die from here on
         if self.registers[pt.CS] != 0x33:
             raise Unsuitable(f"thread {self.tid} runs 32-bit code")
         if pt.dispatches_syscalls(self.tid):
@@ -181,7 +182,7 @@ class Hijack:
         while True:
             pt.request(pt.SYSCALL, self.tid, 0, signal)
             status = self._wait(deadline)
-            if (status >> 8) & 0xFF == _SYSCALL_STOP:
+            if (status >> 8) & 0xFF == SYSCALL_STOP:
                 return
             signal = pending_signal(status)
 

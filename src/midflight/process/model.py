@@ -79,7 +79,9 @@ class Thread:
 class Stopped(Protocol):
     """All threads stand still between ``__enter__`` and ``resume`` (or ``__exit__``, whichever comes first)."""
 
-    threads: Sequence[Thread]
+    @property
+    def threads(self) -> Sequence[Thread]:
+        """All threads, with their snapshots."""
 
     def step_out(self, exits: dict[int, tuple[int, int]], timeout: float) -> bool:
         """Let the threads named in ``exits`` (tid: (return address, stack pointer above which it counts)) run until each

@@ -39,6 +39,7 @@ _scratch_address = ctypes.addressof(ctypes.c_char.from_buffer(_scratch))
 _scratch_busy = False
 _stuck: set[tuple[int, int]] = set()
 _IOV_MAX = 1024
+SYSCALL_STOP = 0x85  # SIGTRAP with the mark of PTRACE_O_TRACESYSGOOD
 _POSTPONED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -69,7 +70,8 @@ def give_up_on(pid: int, tid: int) -> None:
 
 def pending_signal(status: int) -> int:
     """The signal of a signal-delivery-stop, to be passed on when the thread goes on; 0 for every other stop."""
-    return 0 if status >> 16 else (status >> 8) & 0xFF
+    number = (status >> 8) & 0xFF
+    return 0 if status >> 16 or number == SYSCALL_STOP else number
 
 
 def is_event(status: int, event: int) -> bool:
@@ -160,7 +162,7 @@ class Stop:
         return self
 
     def _hurry(self) -> None:
-        """Take the highest ordinary priority: against hundreds of busy threads we would get a sliver of the processor."""
+        """Take the highest ordinary priority: hundreds of busy threads would leave us a sliver of the processor."""
         self._nice = os.getpriority(os.PRIO_PROCESS, 0)
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, -20)
