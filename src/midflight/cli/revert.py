@@ -10,6 +10,7 @@ from midflight.cli.output import Output
 
 if TYPE_CHECKING:
     from midflight.engine.ledger import Ledger
+    from midflight.engine.transaction import Outcome
 
 HELP = """\
 Takes a hotpatch out of running processes: the entries get the bytes of the file on disk again. No function needs to be
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from midflight.errors import MidflightError
 
     wanted = _wanted(args)
-    outcomes = []
+    outcomes: list[Outcome] = []
     with Files() as files:
         for process in shared.chosen(args.pid):
             with process:

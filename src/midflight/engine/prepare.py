@@ -218,12 +218,11 @@ def _places(process: Process, plan: Plan, size: int) -> list[tuple[int, int | No
     """(region, islands) to try: near the image, or far away with islands near it."""
     maps = process.maps()
     image = (plan.module.start, plan.module.end)
-    near: list[tuple[int, int | None]] = [(at, None) for at in placement.candidates(maps, image, size)]
+    near = list(placement.candidates(maps, image, size))[:_ATTEMPTS]
     if near:
-        return near[:_ATTEMPTS]
-    islands = list(placement.candidates(maps, image, PAGE))[:_ATTEMPTS]
+        return [(region, None) for region in near]
     far = list(placement.candidates(maps, image, size, _ANYWHERE))[:_ATTEMPTS]
-    return [(region, island) for island in islands for region in far][:_ATTEMPTS]
+    return [(region, island) for island in placement.candidates(maps, image, PAGE) for region in far][:_ATTEMPTS]
 
 
 def prepare(
