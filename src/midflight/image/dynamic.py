@@ -24,6 +24,8 @@ DT_VERSYM, DT_VERDEF, DT_VERDEFNUM, DT_VERNEED, DT_VERNEEDNUM = 0x6FFFFFF0, *ran
 DF_TEXTREL, DF_BIND_NOW, DF_STATIC_TLS = 0x4, 0x8, 0x10
 DF_1_NOW, DF_1_NODELETE, DF_1_PIE = 0x1, 0x8, 0x8000000
 
+_MOST_VERSIONS = 0x7FFF  # their index has 15 bits
+_LONGEST_CHAIN = 1 << 16
 _ADDRESSES = (DT_HASH, DT_GNU_HASH, DT_STRTAB, DT_SYMTAB, DT_RELA, DT_JMPREL, DT_RELR, DT_VERSYM, DT_VERDEF, DT_VERNEED)
 
 
@@ -55,7 +57,7 @@ class Dynamic:
         if size // 16 > MAX_ENTRIES:
             raise self._source.bad("the dynamic section has too many entries")
         # Read by address, as the loader does.
-        table = self._layout.read_vaddr(segment.address, size, "the dynamic section")
+        table = self._layout.read_file(segment.address, size, "the dynamic section")
         found: dict[int, list[int]] = {}
         for tag, value in struct.iter_unpack("<QQ", table):
             if tag == 0:
@@ -82,9 +84,7 @@ class Dynamic:
         return self._read(address, size, what)
 
     def _read(self, address: int, size: int, what: str) -> bytes:
-        if size > self._layout.file_room(address):
-            raise self._source.bad(f"{what} lies outside the file")
-        return self._layout.read_vaddr(address, size, what)
+        return self._layout.read_file(address, size, what)
 
     # --- strings and names ---------------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ class Dynamic:
         """DT_VERNEED, in file order."""
         address, count = self.value(DT_VERNEED), self.value(DT_VERNEEDNUM) or 0
         needs: list[VersionNeed] = []
-        for _ in range(min(count, MAX_ENTRIES)):
+        for _ in range(min(count, _MOST_VERSIONS)):
             if address is None:
                 break
             _, aux_count, file, aux, following = struct.unpack("<HHIII", self._read(address, 16, "a needed version"))
@@ -121,7 +121,7 @@ class Dynamic:
                 raw = self._read(at, 16, "a needed version")
                 _, _, other, name, step = struct.unpack("<IHHII", raw)
                 needs.append(VersionNeed(library, self.strings.get(name), other & 0x7FFF))
-                if len(needs) > 0x7FFF:
+                if len(needs) > _MOST_VERSIONS:
                     raise self._source.bad("too many needed versions")
                 if not step:
                     break
@@ -134,7 +134,7 @@ class Dynamic:
         """DT_VERDEF: version index to name, in file order; the base entry (the library's own name) left out."""
         address, count = self.value(DT_VERDEF), self.value(DT_VERDEFNUM) or 0
         versions: dict[int, str] = {}
-        for _ in range(min(count, 0x8000)):
+        for _ in range(min(count, _MOST_VERSIONS)):
             if address is None:
                 break
             raw = self._read(address, 20, "a version definition")
@@ -225,7 +225,7 @@ class Dynamic:
         index = highest
         while True:
             block = min(4096, self._layout.file_room(chains + 4 * (index - first)) & ~3)
-            if not block:
+            if not block or index - first > MAX_ENTRIES:
                 raise self._source.bad("a hash chain does not end")
             raw = self._read(chains + 4 * (index - first), block, "the symbol hash table")
             for (value,) in struct.iter_unpack("<I", raw):
@@ -271,7 +271,7 @@ class Dynamic:
         start = buckets[hashed % len(buckets)]
         if start < first:
             return None
-        for index in range(start, start + MAX_ENTRIES):
+        for index in range(start, start + _LONGEST_CHAIN):
             raw = self._read(chains + 4 * (index - first), 4, "the symbol hash table")
             value = int.from_bytes(raw, "little")
             if (value ^ hashed) & ~1 == 0:

@@ -40,7 +40,7 @@ from midflight.image.sections import (
     SHT_SYMTAB_SHNDX,
     read_sections,
 )
-from midflight.image.source import FileSource, MemorySource, RemoteSource, Source, Strings, decode
+from midflight.image.source import MAX_ENTRIES, FileSource, MemorySource, RemoteSource, Source, Strings, decode
 from midflight.image.symbols import ENTRY, R_IRELATIVE, read_relocations, read_symbols
 from midflight.image.tables import UnwindTables, read_unwind_tables
 
@@ -296,6 +296,8 @@ class ElfFile:
         found: tuple[Relocation, ...] = ()
         for holder in self._relocation_sections.get(section.index, ()):
             found += self._relocations_in(holder)
+            if len(found) > MAX_ENTRIES:
+                raise self._source.bad(f"section {section.name} has too many relocations")
         return found
 
     @cached_property

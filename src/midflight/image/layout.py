@@ -120,6 +120,12 @@ class Layout:
         segment = self.segment_at(vaddr)
         return 0 if segment is None else max(0, segment.address + segment.file_size - vaddr)
 
+    def read_file(self, vaddr: int, size: int, what: str) -> bytes:
+        """As :meth:`read_vaddr`, of what is in the file alone: sizes that tables claim are no reason to make zeros."""
+        if size > self.file_room(vaddr):
+            raise self.source.bad(f"{what} lies outside the file")
+        return self.read_vaddr(vaddr, size, what)
+
     def read_vaddr(self, vaddr: int, size: int, what: str = "memory") -> bytes:
         """``size`` bytes as the program starts with them (before relocation); .bss reads as zeros.
 

@@ -76,12 +76,12 @@ def _code(layout: Layout, sections: Sequence[Section]) -> Iterable[tuple[int, by
     entry is told from another jump through the GOT by its alignment alone; the jump's effect is the same."""
     for section in sections:
         if section.name in _SECTIONS and section.flags & SHF_EXECINSTR and section.type != SHT_NOBITS:
-            code = layout.read_vaddr(section.address, section.size, f"section {section.name}")
+            code = layout.read_file(section.address, section.size, f"section {section.name}")
             yield section.address, code, 8 if section.name == ".plt.got" else 16
     if not sections:
         for segment in layout.loads:
             if segment.executable:
-                yield segment.address, layout.read_vaddr(segment.address, segment.file_size, "code"), 8
+                yield segment.address, layout.read_file(segment.address, segment.file_size, "code"), 8
 
 
 def _names(symbol: Symbol) -> tuple[str, ...]:

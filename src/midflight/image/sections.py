@@ -6,7 +6,7 @@ import struct
 
 from midflight.image.layout import Layout
 from midflight.image.model import Section
-from midflight.image.source import MAX_ENTRIES, Strings
+from midflight.image.source import Strings
 
 SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_NOTE, SHT_NOBITS, SHT_REL = 1, 2, 3, 4, 7, 8, 9
 SHT_DYNSYM, SHT_SYMTAB_SHNDX = 11, 18
@@ -14,6 +14,7 @@ SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR, SHF_COMPRESSED = 1, 2, 4, 0x800
 
 _HEADER = struct.Struct("<IIQQQQIIQQ")
 _XINDEX = 0xFFFF
+_MOST_SECTIONS = 1 << 20
 
 
 def read_sections(layout: Layout) -> tuple[Section, ...]:
@@ -26,7 +27,7 @@ def read_sections(layout: Layout) -> tuple[Section, ...]:
         null = _HEADER.unpack(source.read(offset, _HEADER.size, "section header 0"))
         count = count or null[5]
         names_index = null[6] if names_index == _XINDEX else names_index
-    if count > MAX_ENTRIES:
+    if count > _MOST_SECTIONS:
         raise source.bad("too many sections")
     if source.partial and not source.holds(offset, count * _HEADER.size):
         return ()

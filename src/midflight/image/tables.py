@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from midflight.image.layout import Layout
 from midflight.image.model import Section, Segment
 from midflight.image.sections import SHT_NOBITS
-from midflight.image.source import MAX_READ
 
 _PCREL_SDATA4 = 0x1B
 
@@ -30,7 +29,7 @@ def read_unwind_tables(
     raw: bytes | None = None
     vaddr: int | None = None
     if header is not None:
-        raw = layout.read_vaddr(header.address, header.file_size, "the .eh_frame_hdr")
+        raw = layout.read_file(header.address, header.file_size, "the .eh_frame_hdr")
         if len(raw) >= 8 and raw[0] == 1 and raw[1] == _PCREL_SDATA4:
             vaddr = header.address + 4 + int.from_bytes(raw[4:8], "little", signed=True)
     found = section()
@@ -42,7 +41,5 @@ def read_unwind_tables(
         size = layout.file_room(vaddr)
     else:
         return None
-    if size > MAX_READ or size > layout.file_room(vaddr):
-        raise layout.source.bad("the .eh_frame lies outside the file")
-    data = layout.read_vaddr(vaddr, size, "the .eh_frame")
+    data = layout.read_file(vaddr, size, "the .eh_frame")
     return UnwindTables(data, vaddr, raw, header.address if header is not None and raw is not None else 0)
