@@ -34,7 +34,7 @@ FLAGS = "-O2 -g -fstack-protector-strong -D_FORTIFY_SOURCE=2"
 """Debian's own, but for its path maps."""
 CONFIGURE = f'./configure --prefix=/usr/share/nginx --with-threads --with-cc-opt="{FLAGS}"'
 JOBS = os.cpu_count() or 1
-STEPS = 7
+STEPS = 8
 
 
 class Story:
@@ -171,7 +171,7 @@ class Demo:
 
             self.story.step("Apply it to the running master and workers, live")
             applied = self.apply(pids)
-            self._midflight(["status", *_pids(pids)])
+            self._midflight(["status", *_pids(workers[:1])])
 
             self.story.step("Prove it: the hole is closed, the file on disk is untouched, the memory is explained")
             answers = server.ask()
@@ -240,7 +240,11 @@ class Demo:
         """Run a midflight command as a person would, and show it with its output."""
         self.story.show(_as_typed(["midflight", *arguments]), bright=True)
         done = subprocess.run(
-            [self.midflight, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            [self.midflight, *arguments, "--quiet"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
         )
         self.story.show(done.stdout)
         if done.returncode != 0:
@@ -253,7 +257,8 @@ class Demo:
         processes: list[dict[str, Any]] = json.loads(done.stdout or "{}").get("processes", [])
         for process in processes:
             stopped = f"stood still for {1000 * process['stopped']:.2f} ms"
-            self.story.show(f"process {process['pid']}: {process['outcome']}, {stopped}  {process['reason']}")
+            reason = f" ({process['reason']})" if process["reason"] else ""
+            self.story.show(f"process {process['pid']}: {process['outcome']}, {stopped}{reason}")
         if done.returncode != 0 or not processes:
             raise DemoError(f"midflight {arguments[0]} ended with exit status {done.returncode}: {done.stderr.strip()}")
         return processes
