@@ -174,9 +174,9 @@ def _variables(correlation: Correlation, old: list[Atom], new: list[Atom]) -> No
         if not left or not right:
             return
         votes = _votes(correlation, left, right, strong=strong)
-        for a, b in votes:
-            if sum(x == a or y == b for x, y in votes) == 1:  # nobody says otherwise
-                correlation.add(a, b)
+        for one, other in votes:
+            if sum(x == one or y == other for x, y in votes) == 1:  # nobody says otherwise
+                correlation.add(one, other)
     left = {a.key for a in old if a.key not in correlation.to_post}
     right = {b.key for b in new if b.key not in correlation.to_pre}
     if left and not constant:
