@@ -222,7 +222,9 @@ def _places(process: Process, plan: Plan, size: int) -> list[tuple[int, int | No
     if near:
         return [(region, None) for region in near]
     far = list(placement.candidates(maps, image, size, _ANYWHERE))[:_ATTEMPTS]
-    return [(region, island) for island in placement.candidates(maps, image, PAGE) for region in far][:_ATTEMPTS]
+    islands = placement.candidates(maps, image, PAGE)
+    places: list[tuple[int, int | None]] = [(region, island) for island in islands for region in far]
+    return places[:_ATTEMPTS]
 
 
 def prepare(
