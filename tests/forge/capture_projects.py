@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,12 +107,10 @@ def names(pair: BuildPair, paths: tuple[Path, ...]) -> list[str]:
     return [os.path.relpath(path, pair.tree) for path in paths]
 
 
-def compiled(told: list[str], bench_work: Path, phase: str) -> list[str]:
+def compiled(work: Path, phase: str) -> list[str]:
     """Sources that were compiled in a phase, by the wrapper's own records."""
-    import ast
-
     found = []
-    for record in sorted(bench_work.glob(f"*/{phase}*/records/*")):
+    for record in sorted(work.glob(f"*/{phase}*/records/*")):
         fields = ast.literal_eval(record.read_text())
         if fields["what"] == "object" and "/tree/" in fields["source"]:  # config.guess compiles something in /tmp
             found.append(Path(fields["source"]).name)

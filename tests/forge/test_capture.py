@@ -44,8 +44,8 @@ def test_a_patch_changes_the_one_object_it_touches(project: Bench) -> None:
 
     assert names(pair, pair.changed) == ["helper.o"]
     assert names(pair, pair.pre.inputs) == names(pair, pair.post.inputs) == ["main.o", "helper.o"]
-    assert compiled(project.told, project.work, "pre") == ["helper.c", "main.c"]
-    assert compiled(project.told, project.work, "post") == ["helper.c"]
+    assert compiled(project.work, "pre") == ["helper.c", "main.c"]
+    assert compiled(project.work, "post") == ["helper.c"]
     assert output(pair.pre.image) == "2 2 10\n"
     assert output(pair.post.image) == "3 2 10\n"
 

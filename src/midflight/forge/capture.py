@@ -7,7 +7,8 @@ Everything happens in one folder per (source, build command, image, compilers), 
     shims/       the wrapper under the names of all compilers; phase: symbolic link to the build in progress
     plain/       the image of the plain build
     pre/, post-…/  records, copies of objects, the image
-    complete     written when the pre build is; without it, the folder is rubbish of a killed run and is removed
+    complete     written when the pre build is, with the SOURCE_DATE_EPOCH of it; without this file, the folder is
+                 rubbish of a killed run and is removed
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +92,9 @@ def build_pair(
     key = _key(content, make, image, tools, jobs)
     work.mkdir(parents=True, exist_ok=True)
     with _locked(work.resolve() / key, progress) as base:
-        capture = Capture(base, source, make, image, tools, _environment(newest, jobs), progress)
+        # The same date in pre and post, whatever the times of the files are.
+        epoch = (base / "complete").read_text() if (base / "complete").exists() else str(newest)
+        capture = Capture(base, source, make, image, tools, _environment(epoch, jobs), progress)
         plain = capture.before(running is None)
         return capture.after(change, plain)
 
@@ -116,7 +120,7 @@ def _checked_image(image: str, source: Path) -> str:
 def _key(content: str, make: str, image: str, tools: tuple[Tool, ...], jobs: int | None) -> str:
     sha = hashlib.sha256()
     obeyed = [f"{n}={os.environ[n]}" for n in sorted(os.environ) if n in _OBEYED.split() or n.startswith("DEB_")]
-    for text in (content, make, image, compilers_identity(tools), str(jobs), *obeyed):
+    for text in (content, make, image, compilers_identity(tools), str(jobs), os.path.realpath(sys.executable), *obeyed):
         sha.update(text.encode(errors="surrogateescape") + b"\0")
     for module in wrapper_files():
         sha.update(module.read_bytes())
@@ -127,14 +131,14 @@ def _key(content: str, make: str, image: str, tools: tuple[Tool, ...], jobs: int
     return sha.hexdigest()[:24]
 
 
-def _environment(newest: int, jobs: int | None) -> dict[str, str]:
+def _environment(epoch: str, jobs: int | None) -> dict[str, str]:
     """The user's environment, with only that added which capture and reproducible objects need."""
     environment = dict(os.environ)
     if "MAKELEVEL" in environment:
         # Run from a Makefile ourselves: its job server is not the build's.
         for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES"):
             environment.pop(name, None)
-    environment.setdefault("SOURCE_DATE_EPOCH", str(newest))
+    environment.setdefault("SOURCE_DATE_EPOCH", epoch)
     # A compiler cache would answer without the compiler being run.
     environment["CCACHE_DISABLE"] = "1"
     environment["DISTCC_HOSTS"] = "localhost"
@@ -208,7 +212,7 @@ class Capture:
             shutil.rmtree(self.base / "pre")
             self._pre_build(strangers=True)
         copy_tree(self.tree, self.base / "built")
-        (self.base / "complete").touch()
+        (self.base / "complete").write_text(self.environment["SOURCE_DATE_EPOCH"])
         self._state("pre")
         return plain
 

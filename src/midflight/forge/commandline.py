@@ -95,6 +95,8 @@ class Command:
                 language = self._option(argument, language)
                 others += argument.startswith("-l")
             i += 1
+        if self.mode == "link" and not others and all(kind == "header" for _, _, kind in self.sources):
+            self.mode = "compile"  # a precompiled header
         if any(path == "-" for _, path, _ in self.sources) or not (self.sources or others):
             self.mode = "none"
         if self.output is not None and (self.output == "-" or self.output.startswith("/dev/")):
@@ -198,6 +200,12 @@ def _split(text: str) -> list[str]:
     if word is not None:
         words.append(word)
     return words
+
+
+def is_preprocessed_first(path: str, kind: str) -> bool:
+    """Whether the compiler can list the files that such a source includes."""
+    suffix = path.rpartition(".")[2]
+    return suffix in ("S", "sx") if kind == "assembler" else kind == "c" and suffix not in ("i", "ii", "mi", "mii")
 
 
 def is_trial(cwd: str, command: Command) -> bool:

@@ -19,9 +19,10 @@ TYPE_CHECKING = False  # as type checkers know it; importing typing would cost m
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from midflight.forge.commandline import SEPARATE, Command, expand, is_trial
+    from midflight.forge.commandline import SEPARATE, Command, expand, is_preprocessed_first, is_trial
 elif __name__ == "wrapper":
-    from commandline import SEPARATE, Command, expand, is_trial  # lies beside this file in the folder of the shims
+    # It lies beside this file in the folder of the shims.
+    from commandline import SEPARATE, Command, expand, is_preprocessed_first, is_trial
 
 ADDED = ("-ffunction-sections", "-fdata-sections", "-g")
 
@@ -158,7 +159,7 @@ def _compile(recorder: Recorder, command: Command, arguments: list[str]) -> None
     user = without_debug_packing(command.arguments) if packed else arguments
     flags = added_flags(recorder, command, outputs[0][2])
     dependencies = ""
-    if command.mode == "compile" and len(outputs) == 1:
+    if command.mode == "compile" and len(outputs) == 1 and is_preprocessed_first(outputs[0][0], outputs[0][1]):
         if not command.depends:
             dependencies = recorder.fresh(".d")
             flags += ["-MD", "-MF", dependencies]
@@ -222,10 +223,10 @@ def _compile_for_link(recorder: Recorder, command: Command, output: str) -> list
         made = recorder.fresh("-" + stem[-80:] + ".o")
         options, language = _options_before(command, index, drop)
         dependencies = command.depfile or os.path.join(folder, f"{base}-{stem}.d")
-        if not command.depends:
+        if not command.depends and is_preprocessed_first(source, kind):
             dependencies = recorder.fresh(".d")
             options += ["-MD", "-MF", dependencies]
-        elif command.depfile is None:
+        elif command.depends and command.depfile is None:
             options += ["-MF", dependencies]
         if command.depends and not given & {"-MT", "-MQ"}:
             options += ["-MT", output]
