@@ -21,7 +21,7 @@ AT = 0x10000000
 
 def mapped(process: LinuxProcess) -> list[tuple[int, int, str]]:
     return [
-        (m.start, m.end, "".join(letter for letter, on in zip("rwx", (m.readable, m.writable, m.executable)) if on))
+        (m.start, m.end, "r" * m.readable + "w" * m.writable + "x" * m.executable)
         for m in process.maps()
         if AT <= m.start < AT + (1 << 20)
     ]

@@ -27,7 +27,7 @@ _AMX_OFFSET = 2816
 
 _CONTEXT = struct.Struct("<QQ QiiQ 18Q 4H 4Q Q 8Q Q")
 _SW_RESERVED = struct.Struct("<IIQI")
-_RESTART_CALLS = frozenset((7, 35, 202, 230))  # poll, nanosleep, futex, clock_nanosleep: users of the restart block
+RESTART_CALLS = frozenset((7, 35, 202, 230))  # poll, nanosleep, futex, clock_nanosleep: users of the restart block
 RESTART_SYSCALL = 219
 
 
@@ -70,7 +70,7 @@ def original_call(registers: list[int], code_before: bytes) -> int:
     for at in range(len(code_before) - 7, -1, -1):
         if code_before[at] == 0xB8:
             found: int = struct.unpack_from("<I", code_before, at + 1)[0]
-            if found in _RESTART_CALLS:
+            if found in RESTART_CALLS:
                 return found
     return number
 

@@ -23,7 +23,7 @@ from midflight.process import ptrace as pt
 from midflight.process.faults import point
 from midflight.process.maps import list_threads, read_stat
 from midflight.process.model import Mapping
-from midflight.process.stop import SYSCALL_STOP, Waiter, give_up_on, pending_signal, sweep_stuck
+from midflight.process.wait import SYSCALL_STOP, Waiter, give_up_on, pending_signal, sweep_stuck
 
 if TYPE_CHECKING:
     from midflight.process.linux import LinuxProcess
@@ -55,6 +55,7 @@ class Hijack:
         """The thread is gone or was let go: nothing to restore, nothing to detach."""
         self._waiter = Waiter(process.pid)
         self._xstate = b""
+        self._interrupted_call = 0
         self._entered = False
 
     # -- stopping --------------------------------------------------------------------------------------------------
@@ -112,6 +113,7 @@ class Hijack:
         before = b""
         if self.registers[pt.ORIG_RAX] == frame.RESTART_SYSCALL:
             before = self.process.read_available(rip - 64, 64)
+        self._interrupted_call = frame.original_call(self.registers, before)
         self.frame = frame.build(self.registers, self._xstate, self.mask, self.tools.restorer[0], before)
         self._require_room(room)
 
@@ -227,6 +229,8 @@ class Hijack:
             registers = pt.get_registers(self.tid)
             if registers[pt.ORIG_RAX] == _RT_SIGRETURN and registers[pt.RSP] == self.frame.address + 8:
                 break
+            if registers[pt.ORIG_RAX] in frame.RESTART_CALLS:
+                self._forget_restart_block()
             self._to_syscall_stop(deadline)
         point("inject.returned")
         # Skip the rt_sigreturn that is about to happen; should we die now, the thread comes here once more.
@@ -239,6 +243,12 @@ class Hijack:
         pt.set_xstate(self.tid, self._xstate)
         point("inject.xstate")
         return result
+
+    def _forget_restart_block(self) -> None:
+        """The called code is about to overwrite what the kernel remembers of the interrupted sleep: begin it anew."""
+        if self.registers[pt.RAX] == pt.ERESTART_RESTARTBLOCK:
+            self.registers[pt.RAX] = pt.ERESTARTNOHAND
+            self.registers[pt.ORIG_RAX] = self._interrupted_call
 
     def leave(self) -> None:
         """Put the thread's own state back and let it go; it may be in any stop."""

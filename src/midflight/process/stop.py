@@ -25,6 +25,7 @@ from midflight.process import ptrace as pt
 from midflight.process.faults import point
 from midflight.process.maps import list_threads, parse_maps, read_file, read_stat
 from midflight.process.model import Mapping, Stack, Thread
+from midflight.process.wait import Waiter, give_up_on, pending_signal, sweep_stuck
 
 if TYPE_CHECKING:
     from midflight.process.linux import LinuxProcess
@@ -37,70 +38,8 @@ _SCRATCH_SIZE = 4 << 20
 _scratch = bytearray(b"\1") * _SCRATCH_SIZE  # written, so that no page of it is faulted in while a target stands still
 _scratch_address = ctypes.addressof(ctypes.c_char.from_buffer(_scratch))
 _scratch_busy = False
-_stuck: set[tuple[int, int]] = set()
 _IOV_MAX = 1024
-SYSCALL_STOP = 0x85  # SIGTRAP with the mark of PTRACE_O_TRACESYSGOOD
 _POSTPONED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-
-
-def sweep_stuck() -> None:
-    """Let go of threads that would not stop when we gave up on them, as soon as they have stopped.
-
-    ptrace lets only the (operating system) thread that attached detach, and only from a stopped thread; a thread in
-    uninterruptible sleep can therefore not be released at once. It is released here, or by the kernel when we end.
-    """
-    for entry in list(_stuck):
-        _pid, tid = entry
-        try:
-            got, status = os.waitpid(tid, pt.WNOHANG_WALL)
-        except ChildProcessError:
-            _stuck.discard(entry)
-            continue
-        if got == 0:
-            continue
-        if status & 0xFF == 0x7F:
-            pt.ptrace(pt.DETACH, tid, 0, pending_signal(status))
-        _stuck.discard(entry)
-
-
-def give_up_on(pid: int, tid: int) -> None:
-    """Leave a thread that does not stop to :func:`sweep_stuck`."""
-    _stuck.add((pid, tid))
-
-
-def pending_signal(status: int) -> int:
-    """The signal of a signal-delivery-stop, to be passed on when the thread goes on; 0 for every other stop."""
-    number = (status >> 8) & 0xFF
-    return 0 if status >> 16 or number == SYSCALL_STOP else number
-
-
-def is_event(status: int, event: int) -> bool:
-    """Whether a wait status is a stop with the given ptrace event."""
-    return status & 0xFF == 0x7F and status >> 16 == event
-
-
-class Waiter:
-    """Waits for single threads without ever blocking and without taking a status that is not ours.
-
-    When the target is our own child, the exit of its leader belongs to whoever made it (``subprocess`` for instance):
-    the leader is then waited for with waitid(WSTOPPED), which leaves exits alone.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._own_child = read_stat(pid).parent == os.getpid()
-
-    def wait(self, tid: int) -> int | None:
-        """The wait status of a thread that stopped or died, None while it runs. Raises ChildProcessError: no more."""
-        if tid == self._pid and self._own_child:
-            result = os.waitid(os.P_PID, tid, os.WSTOPPED | pt.WNOHANG_WALL)
-            if result is None:
-                if read_stat(tid).state in "ZX":
-                    raise ChildProcessError(errno.ECHILD, "the leader exited")
-                return None
-            return (result.si_status << 8) | 0x7F
-        got, status = os.waitpid(tid, pt.WNOHANG_WALL)
-        return status if got else None
 
 
 class Stop:
@@ -311,7 +250,7 @@ class Stop:
         waiting.remove(pid)
         self._seized.remove(pid)
         self._dead.add(pid)
-        _stuck.add((pid, pid))
+        give_up_on(pid, pid)
 
     def _gone(self, tid: int) -> None:
         """A thread died while we waited for it."""
@@ -528,7 +467,8 @@ class Stop:
             left = still
             if left:
                 if time.monotonic() > deadline:
-                    _stuck.update((pid, tid) for tid in left)
+                    for tid in left:
+                        give_up_on(pid, tid)
                     return
                 time.sleep(0.0005)
 
