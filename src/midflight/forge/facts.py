@@ -209,6 +209,8 @@ class Interpreter:
         if symbols and value not in symbols:
             name, expected = show(self.names, id_), " or ".join(f"{s:#x}" for s in sorted(symbols))
             raise Contradiction(f"{how} says that {name} is at {value:#x}, the symbol table says {expected}")
+        if value == 0 and not symbols:
+            return  # A weak symbol that nobody defines.
         if branch and not self.run.is_code(value):
             raise Contradiction(f"{how} would branch to {value:#x}, where no code is")
         yield Fact(id_, "address", value, how)

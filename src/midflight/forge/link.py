@@ -7,6 +7,7 @@ relocations of the four kinds of patch.manifest.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,8 @@ from midflight.patch.manifest import (
 )
 
 _MIN_ALIGNMENT = 16
+# The address of a destructor cannot be taken in C++: the compiler hands it to the runtime, which calls it.
+_DESTRUCTOR = re.compile(r"^_ZN.+D[012]Ev$")
 _CXX_RUNTIMES = ("libstdc++.so", "libc++.so", "libc++abi.so")
 
 
@@ -229,13 +232,24 @@ class _Linker:
             self.payload.relocate(at, form, to, reference.addend)
             return
         if self.payload.imports[to.value].type == "object":
+            if form == "pc32" and self._load_address(key, reference, at, to):
+                return
             raise self.resolver.unresolved(
                 "MF141", key, target=target, why="a variable of a library that the running image has no copy of so far"
             )
-        if not branch:
+        if not branch and not _DESTRUCTOR.match(target):
             found = self.resolver.unresolved("MF143", key, target=target).finding
             self.doubts[found] = None
         self.payload.relocate(at, form, self.payload.stub(to), reference.addend)
+
+    def _load_address(self, key: Key, reference: Reference, at: int, to: Destination) -> bool:
+        """Turn lea variable(%rip) into mov slot(%rip): the running image has no copy of a library's variable."""
+        instruction = self._instruction(key, reference)
+        if instruction is None or instruction.mnemonic != x86.Mnemonic.LEA or instruction.len != 7:
+            return False
+        self.payload.relocate(at, "pc32", self.payload.slot(to, reference.addend + 4), -4)
+        self.payload.write(at - 2, b"\x8b")
+        return True
 
     def _dynamic_tls(self, key: Key, reference: Reference, at: int) -> int:
         found = self.tls.dynamic(key, reference)

@@ -1,7 +1,7 @@
 """Writes the payload's .eh_frame: the unwind information of the new functions, for where they lie in the payload.
 
 Source: LSB Core 5.0, 10.6 (CIE, FDE, augmentation "zPLRSB"), DWARF 5, 6.4. All pointers become pc-relative, of four
-bytes; the personality routine is reached through a slot (DW_EH_PE_indirect), because it usually lies in another library.
+bytes; the personality routine is reached through a slot (DW_EH_PE_indirect), as it usually lies in another library.
 """
 
 from __future__ import annotations

@@ -162,7 +162,9 @@ class Resolver:
         """The import that the post build made of a name."""
         if self._post_imports is None:
             symbols = self.post.dynamic_symbols() if self.post.is_dynamic else ()
-            self._post_imports = {s.name: s for s in symbols if not s.defined and s.name}
+            # The variable of a library of which the linker put a copy into the executable is imported all the same.
+            copied = {item.offset for item in self.post.dynamic_relocations() if item.type == r.COPY}
+            self._post_imports = {s.name: s for s in symbols if s.name and (not s.defined or s.value in copied)}
         found = self._post_imports.get(name)
         if found is not None:
             return Import(name, found.version, self.post.library_of(found), _import_type(found, branch))

@@ -17,7 +17,7 @@ from midflight.image.unwind import FrameTable
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """What eight bytes hold in a running program: an address of the image, or (with ``symbol``) what the loader finds."""
+    """What eight bytes hold at run time: an address of the image, or (with ``symbol``) what the loader finds."""
 
     value: int
     symbol: Symbol | None = None
