@@ -145,15 +145,27 @@ if sys.argv[2] == "map":
     process.unmap_memory(0x10000000, 8192)
 elif sys.argv[2] == "call":
     print(process.call(int(sys.argv[3], 16), [1, 2, 3, 4, 5, 6], lambda thread: True, 5))
-else:
+elif sys.argv[2] == "stop":
     with process.stop(5) as stopped:
         pass
+else:
+    inner, outer = int(sys.argv[3], 16), int(sys.argv[4], 16)
+    while True:
+        with process.stop(5) as stopped:
+            (thread,) = stopped.threads
+            stack = thread.stacks[0]
+            words = [int.from_bytes(stack.data[at : at + 8], "little") for at in range(128, 256, 8)]
+            found = [(at, word) for at, word in enumerate(words) if outer < word < outer + 64]
+            if found and inner < thread.registers[16] < inner + 64:
+                at, back = found[0]
+                assert stopped.step_out({thread.tid: (back, stack.start + 128 + 8 * at)}, 5)
+                break
 """
 
 
-def tool(work: str, pid: int, address: str = "0", **environment: str) -> int:
+def tool(work: str, pid: int, addresses: list[str], **environment: str) -> int:
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(pid), work, address], env={**os.environ, **environment}, stdout=-3
+        [sys.executable, "-c", SCRIPT, str(pid), work, *addresses], env={**os.environ, **environment}, stdout=-3
     )
     return result.returncode
 
@@ -166,6 +178,7 @@ def tool(work: str, pid: int, address: str = "0", **environment: str) -> int:
         ("map", "poll", "eintr=0 exit=0"),
         ("call", "vectors", "bad=0 exit=0"),
         ("stop", "threads", "fine exit=0"),
+        ("step", "busy", "fine exit=0"),
     ],
 )
 def test_the_target_survives_our_death_at_every_step(
@@ -173,11 +186,11 @@ def test_the_target_survives_our_death_at_every_step(
 ) -> None:
     target = start(mode, "8")
     log = tmp_path / "points"
-    assert tool(work, target.pid, target.greeting[-1], MIDFLIGHT_KILL_LOG=str(log)) == 0
+    assert tool(work, target.pid, target.greeting[1:], MIDFLIGHT_KILL_LOG=str(log)) == 0
     points = log.read_text().split()
     assert len(points) > 2
     for number in range(1, len(points) + 1):
-        assert tool(work, target.pid, target.greeting[-1], MIDFLIGHT_KILL_AT=str(number)) == -signal.SIGKILL
+        assert tool(work, target.pid, target.greeting[1:], MIDFLIGHT_KILL_AT=str(number)) == -signal.SIGKILL
         target.progress()
         with LinuxProcess(target.pid) as process:
             assert process.untouchable() is None

@@ -15,7 +15,7 @@ from operator import itemgetter
 
 GETREGS, SETREGS = 12, 13
 POKEUSER, PEEKUSER = 6, 3
-CONT, SYSCALL, SINGLESTEP = 7, 24, 9
+CONT, SYSCALL = 7, 24
 DETACH = 17
 GETREGSET, SETREGSET = 0x4204, 0x4205
 SEIZE, INTERRUPT = 0x4206, 0x4207
@@ -40,7 +40,6 @@ R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, RCX, RDX, RSI, RDI, ORIG_RA
 FS_BASE = 21
 REGS_SIZE = 27 * 8
 REGS = struct.Struct("<27Q")
-DEBUG_REGISTER = 848  # offsetof(struct user, u_debugreg), sys/user.h
 
 to_dwarf = itemgetter(RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP, R8, R9, R10, R11, R12, R13, R14, R15, RIP)
 """Registers in DWARF order (System V AMD64 ABI, figure 3.36) out of the kernel's order."""
@@ -183,6 +182,13 @@ def same_memory(first: int, second: int) -> bool | None:
     if result < 0:
         return None
     return result == 0
+
+
+def perf_event_open(attributes: bytes, tid: int) -> int:
+    """A performance event of one thread (perf_event_open(2)); its file descriptor, negative when refused."""
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    result: int = _syscall(ctypes.c_long(298), buffer, ctypes.c_long(tid), ctypes.c_long(-1), ctypes.c_long(-1), 8)
+    return result
 
 
 def restart_later(registers: list[int]) -> list[int]:
