@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.corpus.building import Prepared
+from tests.corpus.building import CACHE, Prepared
 from tests.corpus.cases import Case
 
 
@@ -46,7 +46,7 @@ def build(case: Case, ready: Prepared, output: Path, key: Path) -> Report:
     return midflight(
         *("build", "--source", ready.source, "--fix", ready.fix, "--make", case.package.make),
         *("--image", case.package.image, "--running", ready.image, "--cve", case.cve),
-        *("-o", output, "--key", key),
+        *("-o", output, "--key", key, "--cache", CACHE / "forge"),
     )
 
 
