@@ -61,9 +61,9 @@ class Candidates:
 
     def _by_content(self, atom: Atom) -> Iterable[int]:
         pattern = signature(atom)
-        if pattern is None:
-            return ()
         starts = self.run.function_starts
+        if pattern is None:
+            return starts
         found = []
         for vaddr, code in self.run.code_sections:
             for hit in pattern.finditer(code):
@@ -105,10 +105,16 @@ def signature(atom: Atom) -> re.Pattern[bytes] | None:
     for instruction in decode.decode(atom.data[: _SCAN_BYTES + 16]):
         start, end = instruction.ip, instruction.ip + instruction.len
         inside = [item for offset, item in references.items() if start <= offset < end]
-        resizable = decode.is_near_branch(instruction) and instruction.mnemonic != decode.CALL
         relaxable = any(item.type in r.GOT_SLOT or item.type in r.TLS_SLOT for item in inside)
-        if end > len(atom.data) or start >= _SCAN_BYTES or resizable or relaxable or decode.is_padding(instruction):
+        if end > len(atom.data) or start >= _SCAN_BYTES or relaxable or decode.is_padding(instruction):
             break
+        if decode.is_near_branch(instruction) and instruction.mnemonic != decode.CALL:
+            either = _jump(atom.data[start:end])
+            if either is None:
+                break
+            parts.append(either)
+            fixed += 1
+            continue
         raw = bytearray(atom.data[start:end])
         mask = bytearray(len(raw))
         for item in inside:
@@ -119,3 +125,14 @@ def signature(atom: Atom) -> re.Pattern[bytes] | None:
         parts += [b"[\\s\\S]" if hidden else re.escape(bytes([byte])) for byte, hidden in zip(raw, mask, strict=True)]
         fixed += mask.count(0)
     return re.compile(b"".join(parts)) if fixed >= _SCAN_FIXED else None
+
+
+def _jump(code: bytes) -> bytes | None:
+    """A jump, short or near, as a pattern (Intel SDM volume 2: 7x cb, 0F 8x cd; EB cb, E9 cd)."""
+    if code[0] in (0xEB, 0xE9):
+        return rb"(?:\xeb[\s\S]|\xe9[\s\S]{4})"
+    condition = code[0] if code[0] & 0xF0 == 0x70 else code[1] if code[0] == 0x0F and code[1] & 0xF0 == 0x80 else None
+    if condition is None:
+        return None
+    short, near = re.escape(bytes([0x70 | condition & 0xF])), re.escape(bytes([0x80 | condition & 0xF]))
+    return rb"(?:" + short + rb"[\s\S]|\x0f" + near + rb"[\s\S]{4})"
