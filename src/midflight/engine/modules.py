@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from midflight.errors import ImageError, ProcessError
 from midflight.image import unwind
 from midflight.image.elf import ElfFile
+from midflight.image.layout import PAGE
 from midflight.process.model import Mapping, Process
 
 FileKey = tuple[int, int, int, int]
 _VDSO = "[vdso]"
+_PT_LOAD = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,16 @@ def _by_file(maps: Iterable[Mapping]) -> Iterable[list[Mapping]]:
     return groups.values()
 
 
+def _belongs(elf: ElfFile, m: Mapping, bias: int) -> bool:
+    """Whether a mapping of the file is (a part of) a segment that is loaded with ``bias``."""
+    return any(
+        segment.type == _PT_LOAD
+        and segment.offset & -PAGE <= m.offset < segment.offset + max(segment.file_size, 1)
+        and m.start == bias + segment.address - segment.offset + m.offset
+        for segment in elf.segments
+    )
+
+
 class Modules:
     """The modules of one process at one moment."""
 
@@ -115,10 +127,17 @@ class Modules:
             return []
         instances: dict[int, list[Mapping]] = {}
         for m in group:
-            try:
-                instances.setdefault(elf.load_bias(m.start, m.offset, m.executable), []).append(m)
-            except ImageError:
-                continue
+            if m.executable:
+                try:
+                    instances.setdefault(elf.load_bias(m.start, m.offset, True), [])
+                except ImageError:
+                    continue
+        for m in group:
+            # A page of the file that two segments share (the end of .rodata, the start of .data) is mapped twice, and
+            # its offset alone does not tell which is which: the bias of the code does.
+            bias = next((bias for bias in instances if _belongs(elf, m, bias)), None)
+            if bias is not None:
+                instances[bias].append(m)
         return [
             Module(code.path, key, bias, tuple(found))
             for bias, found in instances.items()
