@@ -26,10 +26,11 @@ C_SUFFIXES = frozenset(("c", "i", "cc", "cp", "cxx", "cpp", "CPP", "c++", "C", "
 ASSEMBLER_SUFFIXES = frozenset(("s", "S", "sx"))
 HEADER_SUFFIXES = frozenset(("h", "hh", "H", "hp", "hxx", "hpp", "HPP", "h++", "tcc"))
 
-# The trial compilations of autoconf, CMake and Meson: nothing of them gets into an image.
+# The trial compilations of autoconf, nginx, CMake and Meson: nothing of them gets into an image.
 _TRIAL_FOLDERS = ("/CMakeFiles/CMakeTmp", "/CMakeFiles/CMakeScratch", "/CompilerId", "/meson-private")
 _TRIAL_SOURCES = (
     "conftest",
+    "autotest.",
     "CMakeCCompiler",
     "CMakeCXXCompiler",
     "testCCompiler",
