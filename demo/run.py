@@ -239,16 +239,15 @@ class Demo:
     def _midflight(self, arguments: Sequence[str]) -> None:
         """Run a midflight command as a person would, and show it with its output."""
         self.story.show(_as_typed(["midflight", *arguments]), bright=True)
-        done = subprocess.run(
-            [self.midflight, *arguments, "--quiet"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        self.story.show(done.stdout)
-        if done.returncode != 0:
-            raise DemoError(f"midflight {arguments[0]} ended with exit status {done.returncode}")
+        quiet = [] if arguments[0] == "build" else ["--quiet"]
+        with subprocess.Popen(
+            [self.midflight, *arguments, *quiet], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as running:
+            assert running.stdout is not None
+            for line in running.stdout:
+                self.story.show(line if len(line) < 100 else f"{line[:98]}…")
+        if running.returncode != 0:
+            raise DemoError(f"midflight {arguments[0]} ended with exit status {running.returncode}")
 
     def _processes(self, arguments: Sequence[str]) -> list[dict[str, Any]]:
         """Run a midflight command that reports on processes, and show its figures."""

@@ -103,9 +103,12 @@ def test_progress_is_one_line_on_a_terminal_and_gone_before_text() -> None:
     assert err.getvalue() == "\r\x1b[Kbuilding\r\x1b[K"
     plain = io.StringIO()
     output = Output(stdout=io.StringIO(), stderr=plain)
-    for _ in range(3):
-        output.progress("building")
-    assert plain.getvalue() == "building\n"
+    for seconds in range(3):
+        output.progress(f"pre: {seconds} s")
+    output.line("a result")
+    output.progress("pre: 4 s")
+    output.progress("post: 0 s")
+    assert plain.getvalue() == "pre: 0 s\npost: 0 s\n"
     silent = io.StringIO()
     Output(quiet=True, stdout=io.StringIO(), stderr=silent).progress("building")
     assert silent.getvalue() == ""

@@ -94,25 +94,26 @@ class Output:
         self._error_line(Styled("midflight: warning:", "warn"), " " + text)
 
     def progress(self, text: str) -> None:
-        """Say what long work is at: one line that is overwritten on a terminal, plain lines elsewhere."""
-        if self.quiet:
-            return
-        if not self._stderr.isatty():
-            if text != self._progress_shown and not self.json:
-                self._progress_shown = text
-                self._to(self._stderr, clean(text))
+        """Say what long work is at: one line that is overwritten on a terminal; elsewhere a line for each new thing
+        (the text before a colon), and one every ten seconds."""
+        terminal = self._stderr.isatty()
+        if self.quiet or (self.json and not terminal):
             return
         now = time.monotonic()
-        if self._progress_shown and now - self._progress_at < 0.05:
+        same = text.partition(":")[0] == self._progress_shown.partition(":")[0]
+        if (same and not terminal and now - self._progress_at < 10) or (same and now - self._progress_at < 0.05):
             return
         self._progress_at, self._progress_shown = now, text
-        self._to(self._stderr, "\r\x1b[K" + clean(text)[: self.width - 1], end="")
+        if terminal:
+            self._to(self._stderr, "\r\x1b[K" + clean(text)[: self.width - 1], end="")
+        else:
+            self._to(self._stderr, clean(text))
 
     def progress_done(self) -> None:
         """Take the progress line away."""
         if self._progress_shown and self._stderr.isatty():
             self._to(self._stderr, "\r\x1b[K", end="")
-        self._progress_shown = ""
+            self._progress_shown = ""
 
     @property
     def width(self) -> int:
