@@ -93,8 +93,8 @@ class Project:
         link = "g++" if any(p.suffix == ".cc" for p in tree.iterdir()) else "gcc"
         image = out / ("libimage.so" if self.kit.library else "image")
         loader = out / "selfpatch.o"
-        pic = "-fPIC" if self.kit.library else "-fPIE"
-        run("gcc", "-O1", pic if "-no-pie" not in self.kit.link else "-fno-pie", "-c", LOADER, "-o", loader, cwd=out)
+        code = "-fPIC" if self.kit.library else "-fno-pie" if "-no-pie" in self.kit.link else "-fPIE"
+        run("gcc", "-O1", code, "-c", LOADER, "-o", loader, cwd=out)
         if self.kit.library:
             shared = ("-shared", "-Wl,-soname,libimage.so", "-Wl,--build-id")
             run(link, *shared, *self.kit.link, *files, loader, "-o", image, cwd=out)
@@ -168,8 +168,8 @@ def make_plan(target: Target, payload: bytes, image: Path) -> str:
         entry = function.entry
         with ElfFile.open(image) as elf:
             assert elf.read_vaddr(entry.vaddr, len(entry.before)) == entry.before
-            for part in function.ranges:
-                assert hashlib.sha256(elf.read_vaddr(part.vaddr, part.size)).hexdigest() == part.sha256
+            for old in function.ranges:
+                assert hashlib.sha256(elf.read_vaddr(old.vaddr, old.size)).hexdigest() == old.sha256
         if entry.kind == "near":
             lines.append(f"near {entry.vaddr:x} {function.new_offset:x}")
         else:

@@ -27,7 +27,7 @@ def function(name: str, body: str) -> str:
 
 
 def judge(tmp_path: Path, text: str, name: str = "f", labels: tuple[str, ...] = ()) -> Entry | NoRoom:
-    """Assemble and link ``text``, and classify the function ``name``; other names in the result's reasons are addresses."""
+    """Assemble and link ``text``, and classify the function ``name``; ``labels`` are symbols in it."""
     (tmp_path / "t.S").write_text(HEAD + text)
     done = subprocess.run(
         ["gcc", "-nostdlib", "-static", "-o", "run", "t.S"], cwd=tmp_path, capture_output=True, text=True, check=False

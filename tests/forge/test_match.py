@@ -71,7 +71,7 @@ int main(int argc, char **argv) { return two(argc); }
 
 
 def test_every_function_and_variable_is_found_where_the_symbol_table_has_it(tmp_path: Path) -> None:
-    found, run, code = compile_and_match(tmp_path, TWO_FILES, "one.c")
+    found, run, _code = compile_and_match(tmp_path, TWO_FILES, "one.c")
     assert found.findings == ()
     for (_, key), place in {**found.functions, **found.data}.items():
         symbols = [s for s in run.symbols_by_name[key] if s.file in ("one.c", None)]
@@ -213,7 +213,7 @@ int main(int c, char **v) { return uses(c) + leaves(c); }
 @pytest.mark.parametrize("link", ["-pie", "-no-pie"])
 def test_relaxed_got_accesses_are_seen_through(tmp_path: Path, cc: str, linker: str, link: str) -> None:
     files = {"one.c": GOT, "far.c": "int far_data = 6; int far_function(int x) { return x * 3; }\n"}
-    found, run, code = compile_and_match(
+    found, _run, _code = compile_and_match(
         tmp_path, files, "one.c", flags="-O2 -fPIC -fno-plt", link=f"-fuse-ld={linker} {link}", cc=cc
     )
     assert found.findings == ()
@@ -227,7 +227,7 @@ static __attribute__((noinline)) int leaf(int x) { return x * 3 + 1; }
 int tail(int x) { return leaf(x + 5); }
 int main(int c, char **v) { return tail(c); }
 """
-    found, run, code = compile_and_match(tmp_path, {"one.c": source}, "one.c", flags="-O2")
+    found, _run, code = compile_and_match(tmp_path, {"one.c": source}, "one.c", flags="-O2")
     assert found.findings == ()
     assert found.functions[code.path, "tail"].size < code.atoms["tail"].size
 

@@ -375,7 +375,8 @@ _IMMEDIATES = (x86.OpKind.IMMEDIATE32, x86.OpKind.IMMEDIATE32TO64)
 
 def _same_register(one: int, other: int) -> bool:
     """mov $imm32, %r32 may stand for a 64-bit load of a non-negative address."""
-    return one == other or x86.RegisterExt.full_register(one) == x86.RegisterExt.full_register(other)
+    full = x86.RegisterExt.full_register
+    return one == other or full(one) == full(other)  # type: ignore[arg-type]
 
 
 def _wrap(value: int) -> int:
