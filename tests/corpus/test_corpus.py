@@ -98,7 +98,7 @@ def test_dangerous_fix_is_refused(case: Case, ready: Prepared, keys: tuple[Path,
     built = build(case, ready, hotpatch, keys[0])
     assert built.status == 3, built
     assert not hotpatch.exists()
-    findings = [finding for finding in built.document["findings"] if finding["code"] in case.expected.codes]
+    findings = [finding for finding in built.document["report"]["findings"] if finding["code"] in case.expected.codes]
     assert {finding["code"] for finding in findings} == case.expected.codes, built
     for name in case.expected.names:
         assert any(name in finding["symbol"] + finding["reason"] for finding in findings), built
