@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -290,16 +291,17 @@ def test_stepping_out_ends_in_time(start: Start) -> None:
     assert target.finish() == "fine exit=0"
 
 
-def test_a_process_under_a_debugger_is_named(start: Start) -> None:
+def test_a_process_under_a_debugger_is_named(start: Start, tmp_path: Path) -> None:
     target = start("threads", "2")
+    attached = tmp_path / "attached"
     gdb = subprocess.Popen(
-        ["gdb", "-nx", "-batch", "-p", str(target.pid), "-ex", "shell sleep 60"],
+        ["gdb", "-nx", "-batch", "-p", str(target.pid), "-ex", f"shell touch {attached}; sleep 60"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        target.wait_for(lambda: tracer(target.pid) != "0")
+        target.wait_for(attached.exists)
         reason = target.process.untouchable()
         assert reason is not None and f"traced by process {tracer(target.pid)} (gdb)" in reason
         with pytest.raises(ProcessError, match="gdb"):
