@@ -266,3 +266,41 @@ def test_a_damaged_ledger_stops_everything(target: Target, program: Path) -> Non
     for outcome in (put(target, hotpatch), take(target)):
         assert outcome.outcome == "failed" and "ledger" in outcome.reason
     assert target.ask() == "2 10"
+
+
+def test_a_library_that_was_unloaded_takes_its_hotpatch_along(tmp_path: Path) -> None:
+    library = compile_c(
+        tmp_path,
+        "libanswer.so",
+        'int answer(int x) { __asm__ volatile("" : "+r"(x)); return x * 0 + 1; }',
+        "-shared",
+        "-fPIC",
+    )
+    loads = r"""
+#include <dlfcn.h>
+#include <stdio.h>
+int main(int argc, char **argv) {
+  char line[64];
+  setvbuf(stdout, NULL, _IOLBF, 0);
+  void *library = dlopen(argv[1], RTLD_NOW);
+  puts("ready");
+  while (fgets(line, sizeof line, stdin)) {
+    if (line[0] == 'u') { dlclose(library); library = dlopen(argv[1], RTLD_NOW); }
+    printf("%d\n", ((int (*)(int))dlsym(library, "answer"))(1));
+  }
+  return 0;
+}
+"""
+    program = compile_c(tmp_path, "loads", loads, "-ldl")
+    hotpatch = make(library, {"answer": returns(2)})
+    with Target.start(program, str(library)) as target:
+        assert target.ask() == "1"
+        assert put(target, hotpatch).outcome == "applied"
+        assert target.ask() == "2"
+        assert target.ask("u") == "1"
+        again = put(target, hotpatch)
+        assert again.outcome == "applied" and "unloaded" in again.notes[0]
+        assert target.ask() == "2"
+        assert verdict(target).clean
+        assert take(target).outcome == "reverted"
+        assert target.ask() == "1"

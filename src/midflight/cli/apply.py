@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 from typing import TYPE_CHECKING
 
 from midflight.cli import processes as shared
@@ -117,6 +116,10 @@ def _same(process: object) -> LinuxProcess:
 
 def _probe(args: argparse.Namespace, outcomes: list[Outcome]) -> str | None:
     """Run the probes; why one failed, or None."""
+    if not args.probe:
+        return None
+    import subprocess
+
     pids = [str(o.pid) for o in outcomes if o.outcome == "applied"]
     if not pids:
         return None

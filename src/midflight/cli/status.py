@@ -16,8 +16,8 @@ HELP = """\
 Shows, per process, the hotpatches that its memory carries, as the record inside the process says: image and baseline
 (build-id), state, functions, memory added, how long threads stood still, when it was applied and by whom.
 
-States: applied (in force); retired (taken out or replaced, memory kept); prepared, committing, reverting (left by a
-run that was killed: use midflight recover).
+States: applied (in force, and its jumps are really there); lost (its library was unloaded); retired (taken out or
+replaced, memory kept); prepared, committing, reverting (left by a run that was killed: use midflight recover).
 
 --perf-map prints the symbols of new code in the form that perf reads from /tmp/perf-PID.map."""
 
@@ -41,14 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Carry out the command; returns the exit status."""
     from midflight.engine.inventory import find_ledgers
+    from midflight.engine.plan import lost
     from midflight.errors import MidflightError, ProcessGone
 
     found: list[tuple[int, Ledger]] = []
     errors: dict[int, str] = {}
+    gone: set[tuple[int, int]] = set()
     for process in shared.chosen(args.pid):
         with process:
             try:
-                found += [(process.pid, ledger) for ledger in find_ledgers(process)]
+                ledgers = find_ledgers(process)
+                found += [(process.pid, ledger) for ledger in ledgers]
+                gone |= {(process.pid, i.base) for i in ledgers if i.in_force and lost(process, i, ledgers)}
             except ProcessGone:
                 continue
             except MidflightError as error:
@@ -57,8 +61,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
                     errors[process.pid] = str(error)
     if args.perf_map:
         return _perf_map(found, out)
-    out.result({"processes": _plain(found), "errors": errors})
-    _show(out, found, bool(args.pid))
+    out.result({"processes": _plain(found, gone), "errors": errors})
+    _show(out, found, gone, bool(args.pid))
     for pid, text in errors.items():
         out.line(f"{pid}: ", Styled(text, "bad"))
     if not found and not errors:
@@ -71,7 +75,11 @@ def _when(nanoseconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(nanoseconds / 1e9)) if nanoseconds else ""
 
 
-def _plain(found: list[tuple[int, Ledger]]) -> list[dict[str, Any]]:
+def _state(pid: int, ledger: Ledger, gone: set[tuple[int, int]]) -> str:
+    return "lost" if (pid, ledger.base) in gone else ledger.state.name.lower()
+
+
+def _plain(found: list[tuple[int, Ledger]], gone: set[tuple[int, int]]) -> list[dict[str, Any]]:
     by_pid: dict[int, list[dict[str, Any]]] = {}
     for pid, ledger in found:
         record = ledger.record
@@ -84,7 +92,7 @@ def _plain(found: list[tuple[int, Ledger]]) -> list[dict[str, Any]]:
                 "description": record.description,
                 "image": record.image_name,
                 "build_id": record.build_id,
-                "state": ledger.state.name.lower(),
+                "state": _state(pid, ledger, gone),
                 "functions": [
                     {
                         "name": f.name,
@@ -108,7 +116,7 @@ def _plain(found: list[tuple[int, Ledger]]) -> list[dict[str, Any]]:
     return [{"pid": pid, "command": shared.command_name(pid), "hotpatches": list(rows)} for pid, rows in by_pid.items()]
 
 
-def _show(out: Output, found: list[tuple[int, Ledger]], detailed: bool) -> None:
+def _show(out: Output, found: list[tuple[int, Ledger]], gone: set[tuple[int, int]], detailed: bool) -> None:
     styles = {"applied": "good", "retired": "dim"}
     if found:
         out.table(
@@ -119,7 +127,7 @@ def _show(out: Output, found: list[tuple[int, Ledger]], detailed: bool) -> None:
                     shared.command_name(pid),
                     ledger.record.image_name,
                     f"{ledger.record.name} {ledger.record.sequence}",
-                    Styled(ledger.state.name.lower(), styles.get(ledger.state.name.lower(), "bad")),  # type: ignore[arg-type]
+                    Styled(_state(pid, ledger, gone), styles.get(_state(pid, ledger, gone), "bad")),  # type: ignore[arg-type]
                     str(len(ledger.record.functions)),
                     shared.kib(ledger.size),
                     shared.milliseconds(ledger.stopped / 1e9),

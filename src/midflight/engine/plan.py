@@ -12,7 +12,7 @@ from typing import Protocol
 
 from midflight.engine.ledger import Ledger, State, Write
 from midflight.engine.modules import Module, Modules
-from midflight.errors import EngineError
+from midflight.errors import EngineError, ProcessError, ProcessGone
 from midflight.patch.manifest import Function, Manifest, Target
 from midflight.process.model import Process
 
@@ -82,6 +82,24 @@ def writes_in_force(ledgers: Sequence[Ledger]) -> dict[int, tuple[Ledger, Write]
             for write in ledger.record.writes():
                 latest[write.address] = (ledger, write)
     return latest
+
+
+def lost(process: Process, ledger: Ledger, everything: Sequence[Ledger]) -> bool:
+    """Whether nothing of a hotpatch in force is in the code any more: its library was unloaded (and perhaps
+    loaded anew)."""
+    top = writes_in_force(everything)
+    for write in ledger.record.writes():
+        above, _ = top.get(write.address, (ledger, write))
+        if above.base != ledger.base:
+            return False
+        try:
+            if process.read(write.address, len(write.before)) != write.before:
+                return False
+        except ProcessGone:
+            raise
+        except ProcessError:
+            continue
+    return True
 
 
 def original(process: Process, start: int, size: int, ledgers: Sequence[Ledger]) -> bytes:

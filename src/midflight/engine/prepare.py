@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -45,11 +43,8 @@ class Prepared:
 
 def who() -> str:
     """The person (or service) that this transaction is noted for: user@host."""
-    try:
-        user = os.environ.get("SUDO_USER") or getpass.getuser()
-    except (OSError, KeyError):
-        user = str(os.geteuid())
-    return f"{user}@{socket.gethostname()}"
+    user = os.environ.get("SUDO_USER") or os.environ.get("LOGNAME") or os.environ.get("USER") or f"uid {os.geteuid()}"
+    return f"{user}@{os.uname().nodename}"
 
 
 def _pages(size: int) -> int:

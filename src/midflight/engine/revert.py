@@ -15,9 +15,10 @@ from midflight.engine import journal
 from midflight.engine import ledger as ledgers_of
 from midflight.engine.ledger import Ledger, State
 from midflight.engine.modules import Files
-from midflight.engine.plan import writes_in_force
+from midflight.engine.plan import lost, writes_in_force
+from midflight.engine.references import referred_to
 from midflight.engine.stackcheck import Range, StackCheck
-from midflight.engine.transaction import Context, Limits, Outcome, give_back, trampolines, until_idle
+from midflight.engine.transaction import Context, Limits, Outcome, give_back, left_over, trampolines, until_idle
 from midflight.errors import EngineError, MidflightError, ProcessGone
 from midflight.process.faults import point
 from midflight.process.model import Process, Stopped
@@ -107,15 +108,17 @@ def _give_back_soon(context: Context, ledger: Ledger, idle: bool) -> bool:
     """Give back the memory of a retired hotpatch, if threads leave it soon and nothing can refer to it."""
     if ledger.record.escapes:
         return False
-    region = StackCheck(_code([ledger]), context.modules.frames_at)
+    code = _code([ledger])
+    region = StackCheck(code, context.modules.frames_at)
     for wait in _PAUSES:
         if idle:
-            return give_back(context, ledger)
+            own = [(ledger.base, ledger.base + ledger.size)]
+            return not referred_to(context.process, code, own) and give_back(context, ledger)
         time.sleep(wait)
         with context.process.stop(context.limits.stop) as stopped:
             idle = not region.busy(stopped.threads)
             stopped.resume()
-    return idle and give_back(context, ledger)
+    return False
 
 
 def revert(
@@ -147,7 +150,7 @@ def _revert(
     if reason:
         raise EngineError(reason)
     context = Context(process, files, limits)
-    if not dry_run and any(i.state not in (State.APPLIED, State.RETIRED) for i in everything):
+    if not dry_run and any(left_over(process, i, everything) for i in everything):
         outcome.notes.append(recover_process(context).reason)
         everything = context.ledgers()
     ledgers = [ledger for ledger in everything if ledger.in_force and chosen(ledger)]
@@ -247,6 +250,9 @@ def _recover_ledger(context: Context, ledger: Ledger) -> str:
         _withdraw(context, [ledger])
         return f"finished the revert of {name}"
     if ledger.state is State.APPLIED:
+        if lost(context.process, ledger, context.ledgers()):
+            ledgers_of.set_state(context.process, ledger, State.RETIRED)
+            return f"{name} is out of force: its image was unloaded"
         replaced = [i for i in context.ledgers() if i.base in ledger.record.replaces and i.in_force]
         for old in replaced:
             ledgers_of.set_state(context.process, old, State.RETIRED)

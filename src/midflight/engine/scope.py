@@ -19,6 +19,7 @@ from midflight.process.model import Process
 _DT_DEBUG = 21
 _PT_DYNAMIC = 2
 _LONGEST_CHAIN = 4096
+_RT_CONSISTENT = 0
 
 
 def _words(process: Process, address: int, count: int) -> tuple[int, ...]:
@@ -51,7 +52,9 @@ def _link_map(modules: Modules, debug: int) -> list[Module]:
     process = modules.process
     order: list[Module] = []
     try:
-        _, entry = _words(process, debug, 2)
+        _, entry, _, state = _words(process, debug, 4)
+        if state & 0xFFFFFFFF != _RT_CONSISTENT:
+            raise EngineError(f"process {process.pid} is loading a library: try again")
         for _ in range(_LONGEST_CHAIN):
             if not entry:
                 return order

@@ -84,6 +84,10 @@ class StackCheck:
                         yield address
                 at = data.find(pattern, at + 1)
 
+    def mentions(self, start: int, data: bytes) -> bool:
+        """Whether memory at ``start`` holds an address in one of the ranges as an aligned word."""
+        return next(iter(self._hits(start, data)), None) is not None
+
     def busy(self, threads: Sequence[Thread]) -> list[Busy]:
         """All threads in the way; empty when the code may be replaced now."""
         found = []

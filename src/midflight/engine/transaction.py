@@ -5,7 +5,6 @@ Inside the stop there is only the stack check, reads of the bytes to be replaced
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from midflight.engine import journal, unwinding
 from midflight.engine import ledger as ledgers_of
 from midflight.engine.ledger import Ledger, State, Write
 from midflight.engine.modules import Files, Modules
-from midflight.engine.plan import Hotpatch, Inapplicable, Plan, plan
+from midflight.engine.plan import Hotpatch, Inapplicable, Plan, lost, plan
 from midflight.engine.prepare import Prepared, discard, prepare
 from midflight.engine.safepoint import SafePoint
 from midflight.engine.scope import Scope
@@ -160,8 +159,8 @@ def until_idle(
                 return stopped.resume(), attempts
         if time.monotonic() >= deadline:
             raise BusyError(_why_busy(context.process.pid, busy, limits.busy))
-        # Random, so that a periodic program does not meet us at the same place for ever.
-        time.sleep(wait * random.uniform(0.5, 1.5))
+        # Irregular, so that a periodic program does not meet us at the same place for ever.
+        time.sleep(wait * (0.5 + time.perf_counter_ns() % 1000 / 1000))
         wait = min(wait * 2, _LONGEST_WAIT)
 
 
@@ -193,7 +192,7 @@ class _Commit:
                 self.process.write(write.address, write.after)
                 done.append(write)
                 point("entry-written")
-        except MidflightError:
+        except BaseException:
             for write in reversed(done):
                 self.process.write(write.address, write.undo)
             for item in self.prepared:
@@ -235,9 +234,13 @@ def _prepare_all(context: Context, plans: Sequence[Plan], hotpatch: Hotpatch, do
 
 
 def _undo_prepared(context: Context, done: Sequence[Prepared]) -> None:
-    """Give back what was prepared and never entered."""
+    """Take back what failed: give back what was never entered, and roll back what was committed all the same."""
+    states = {ledger.base: ledger.state for ledger in context.ledgers()}
+    entered = [item for item in done if states.get(item.ledger.base) in (State.COMMITTING, State.APPLIED)]
+    if entered:
+        _rollback(context, entered)
     for item in done:
-        if item.fresh:
+        if item.fresh and states.get(item.ledger.base) is State.PREPARED:
             give_back(context, item.ledger)
 
 
@@ -301,7 +304,7 @@ def _apply(process: Process, hotpatch: Hotpatch, files: Files, limits: Limits, d
     reason = process.untouchable()
     if any(context.modules.with_build_id(t.build_id) for t in hotpatch.manifest.targets) and reason:
         raise EngineError(reason)
-    if not dry_run and any(i.state in (State.PREPARED, State.COMMITTING, State.REVERTING) for i in existing):
+    if not dry_run and any(left_over(process, i, existing) for i in existing):
         outcome.notes.append(recover_process(context).reason)
         existing = context.ledgers()
     plans = plan(context.modules, hotpatch, existing)
@@ -319,10 +322,17 @@ def _apply(process: Process, hotpatch: Hotpatch, files: Files, limits: Limits, d
         seconds, outcome.attempts = until_idle(context, check, _Commit(process, prepared), limits)
     except ProcessGone:
         raise
-    except MidflightError:
+    except BaseException:
         _undo_prepared(context, prepared)
         raise
     _after(context, prepared, seconds, outcome)
+
+
+def left_over(process: Process, ledger: Ledger, everything: Sequence[Ledger]) -> bool:
+    """Whether a ledger is in a state that only a killed engine (or an unloaded library) leaves."""
+    if ledger.state is State.APPLIED:
+        return lost(process, ledger, everything)
+    return ledger.state is not State.RETIRED
 
 
 def _after(context: Context, prepared: Sequence[Prepared], seconds: float, outcome: Outcome) -> None:
@@ -343,7 +353,10 @@ def _after(context: Context, prepared: Sequence[Prepared], seconds: float, outco
     except ProcessGone:
         raise
     except MidflightError as error:
-        _rollback(context, prepared)
+        try:
+            _rollback(context, prepared)
+        except MidflightError as worse:
+            raise EngineError(f"{error}; and it could not be taken out again: {worse}") from error
         raise EngineError(f"{error}; the hotpatch was taken out again") from error
     outcome.outcome = "applied"
     outcome.reason = ""

@@ -1,0 +1,44 @@
+"""Looks for addresses in memory: whether anything that a program can write still refers to a piece of code.
+
+A parked stack (swapcontext, coroutines) belongs to no thread, so the stack check cannot see it; but what waits on it
+to be returned into stands in writable memory like any other pointer. Nobody can make a new one from nothing: once no
+thread is in a piece of code and no memory refers to it, it is out of reach for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from midflight.engine.stackcheck import Range, StackCheck
+from midflight.errors import ProcessError
+from midflight.process.model import Mapping, Process
+
+# Reading more than this of a target's memory takes too long to be worth some KiB of it.
+_BUDGET = 64 << 20
+_CHUNK = 1 << 20
+
+
+def _writable(maps: Sequence[Mapping], skip: Sequence[tuple[int, int]]) -> Iterator[Mapping]:
+    for m in maps:
+        if m.readable and m.writable and not any(start < m.end and m.start < end for start, end in skip):
+            yield m
+
+
+def referred_to(process: Process, ranges: Sequence[Range], skip: Sequence[tuple[int, int]]) -> bool:
+    """Whether writable memory outside of ``skip`` holds an address in one of ``ranges``; True when that is too costly
+    to know."""
+    search = StackCheck(ranges, lambda _: None)
+    left = _BUDGET
+    for m in _writable(process.maps(), skip):
+        left -= m.end - m.start
+        if left < 0:
+            return True
+        for at in range(m.start, m.end, _CHUNK):
+            try:
+                data = process.read(at, min(_CHUNK, m.end - at))
+            except ProcessError:
+                # A mapping that has just gone, or a device: what cannot be read cannot be excluded.
+                return True
+            if search.mentions(at, data):
+                return True
+    return False
