@@ -103,15 +103,21 @@ def test_a_read_that_blocks_for_good_does_not_notice(start: Start) -> None:
 
 def test_a_signal_still_interrupts_a_call(start: Start) -> None:
     target = start("pausing")
-    for _ in range(50):
+
+    def pausing() -> bool:
+        return Path(f"/proc/{target.pid}/syscall").read_text().startswith("34 ")
+
+    for round_ in range(50):
+        target.wait_for(pausing)  # a signal before that would be missed without us, too
         with target.process.stop(5):
             os.kill(target.pid, signal.SIGUSR1)
-        target.wait_for(lambda: target.count > 0)
-        before = target.count
-        os.kill(target.pid, signal.SIGUSR1)
+        target.wait_for(lambda: target.count == 2 * round_ + 1)  # noqa: B023
+        target.wait_for(pausing)
         target.process.map_memory(0x10000000, [(4096, "rx")])
-        target.wait_for(lambda before=before: target.count > before)  # type: ignore[misc]
+        os.kill(target.pid, signal.SIGUSR1)
         target.process.unmap_memory(0x10000000, 4096)
+        target.wait_for(lambda: target.count == 2 * round_ + 2)  # noqa: B023
+    target.wait_for(pausing)
     target.stop()
     os.kill(target.pid, signal.SIGUSR1)
     assert target.finish() == "fine exit=0"
