@@ -7,6 +7,7 @@ OS-neutral: everything that touches a process goes through ``midflight.process``
     linker       the payload, bound to one process
     placement    free address space near an image
     stackcheck   decides whether a thread is in the way
+    coroutines   finds stacks that no thread owns
     safepoint    decides whether a thread may run a call for us, and runs it
     transaction  prepare, stop, check, write, go, verify - or back
     revert       out again, and what a killed engine left (recover)

@@ -1,12 +1,12 @@
 """Finds stacks that no thread owns: coroutines that wait to be resumed, possibly in code that is to be replaced.
 
-The stack check sees threads. A program that switches stacks by itself keeps the others in memory like any data, so they are
-looked for there, outside the stop, and only where the program has a runtime that makes them:
+The stack check sees threads. A program that switches stacks by itself keeps the others in memory like any data, so they
+are looked for there, outside the stop, and only where the program has a runtime that makes them:
 
-ucontext    swapcontext(3) leaves a structure with every register that a caller may rely on (sys/ucontext.h), and the return
-            address both in it and below the saved stack pointer: such a stack is found for certain and unwound precisely
-others      boost.context, libco, libaco, and whoever combines ucontext with setjmp, have no common structure: any word in
-            memory outside the threads' stacks that is an address inside the replaced code counts
+ucontext    swapcontext(3) leaves a structure with every register that a caller may rely on (sys/ucontext.h), and the
+            return address both in it and below the saved stack pointer: such a stack is found and unwound precisely
+others      boost.context, libco, libaco, and whoever combines ucontext with setjmp, have no common structure: any word
+            in memory outside the threads' stacks that is an address inside the replaced code counts
 
 A coroutine that enters replaced code between the search and the stop goes on in the old version, which stays in memory.
 """
@@ -20,18 +20,21 @@ from collections.abc import Iterator, Sequence
 from midflight.engine.modules import Module, Modules
 from midflight.engine.stackcheck import StackCheck
 from midflight.errors import EngineError, ProcessError, ProcessGone
+from midflight.image.elf import ElfFile
 from midflight.process.model import RSP, Mapping, Process, Stack, Thread
 
-_SWITCH = ("swapcontext", "setcontext")
-_JUMPS = ("_setjmp", "__sigsetjmp", "setjmp")
+_SWITCH = (b"swapcontext\0", b"setcontext\0")
+_JUMPS = (b"setjmp\0",)
 _OTHERS = {
-    "jump_fcontext": "boost.context",
-    "ontop_fcontext": "boost.context",
-    "co_switch": "libco",
-    "aco_resume": "libaco",
-    "acosw": "libaco",
-    "coro_transfer": "libcoro",
+    b"jump_fcontext\0": "boost.context",
+    b"ontop_fcontext\0": "boost.context",
+    b"co_switch\0": "libco",
+    b"aco_resume\0": "libaco",
+    b"acosw\0": "libaco",
+    b"coro_transfer\0": "libcoro",
 }
+_NOT_USERS = ("libc.so", "ld-linux", "libc.musl")
+_NOWHERE = (0,) * 17
 # ucontext_t of x86-64 (sys/ucontext.h): its stack, and in the order of user_regs_struct's sigcontext the registers.
 _STACK, _GREGS = 16, 40
 _DWARF_ORDER = (13, 12, 14, 11, 9, 8, 10, 15, 0, 1, 2, 3, 4, 5, 6, 7, 16)
@@ -43,22 +46,30 @@ _LONGEST_STACK = 8 << 20
 _PAUSES = (0.002, 0.05)
 
 
+def _names(elf: ElfFile) -> bytes:
+    """The names that an image imports or exports (of a static program: all), each ended by a zero byte."""
+    section = elf.section(".dynstr" if elf.is_dynamic else ".strtab")
+    if section is not None:
+        return elf.section_data(section)
+    return b"".join(s.name.encode("utf-8", "replace") + b"\0" for s in elf.dynamic_symbols())
+
+
 def runtime(modules: Modules) -> tuple[str, tuple[Module, ...]] | None:
-    """The coroutine runtime of a process and, for ucontext alone, the modules that switch with it; None: it has none."""
+    """The coroutine runtime of a process and, for ucontext alone, the modules that switch with it; None: it has
+    none."""
     users: list[Module] = []
     jumps = False
     for module in modules.all:
         elf = modules.image(module)
-        for symbol, name in _OTHERS.items():
-            found = elf.dynamic_symbol(symbol) or elf.symbol(symbol)
-            if found is not None:
-                return name, ()
-        if (elf.soname or "").startswith(("libc.so", "ld-linux")):
+        if (elf.soname or "").startswith(_NOT_USERS):
             continue
-        # A static program defines what it uses; anything else imports it.
-        if any(elf.dynamic_symbol(name) or elf.symbol(name) for name in _SWITCH):
+        names = _names(elf)
+        for symbol, name in _OTHERS.items():
+            if symbol in names:
+                return name, ()
+        if any(symbol in names for symbol in _SWITCH):
             users.append(module)
-            jumps = jumps or any(elf.dynamic_symbol(name) or elf.symbol(name) for name in _JUMPS)
+            jumps = jumps or any(symbol in names for symbol in _JUMPS)
     if not users:
         return None
     return ("ucontext with setjmp", ()) if jumps else ("ucontext", tuple(users))
@@ -121,14 +132,15 @@ def _context(process: Process, maps: Sequence[Mapping], raw: bytes) -> Thread | 
             return None
         lowest, _, size = struct.unpack_from("<QQQ", raw, _STACK)
         end = lowest + size if lowest <= pointer < lowest + size <= home.end else home.end
-        data = process.read(pointer - 128, min(end - pointer, _LONGEST_STACK) + 128)
+        # No red zone: it waits in a call.
+        data = process.read(pointer, min(end - pointer, _LONGEST_STACK))
     except ProcessGone:
         raise
     except ProcessError:
         return None
     values = _CONTEXT.unpack_from(raw, _GREGS)
     registers = tuple(values[index] for index in _DWARF_ORDER)
-    return Thread(0, registers, [Stack(pointer - 128, data)])
+    return Thread(0, registers, [Stack(pointer, data)])
 
 
 def _in_the_way(process: Process, modules: Modules, check: StackCheck) -> tuple[str, str] | None:
@@ -146,9 +158,9 @@ def _in_the_way(process: Process, modules: Modules, check: StackCheck) -> tuple[
     heaps = [m for m in process.maps() if m.path == "[heap]"]
     skip = [at for at in pointers if not any(m.start <= at < m.end for m in heaps)]
     for start, data in _memory(process, skip):
-        function = check.mentioned(start, data)
-        if function is not None:
-            return name, function
+        hits = check.busy([Thread(0, _NOWHERE, [Stack(start, data)])])
+        if hits:
+            return name, hits[0].function
     return None
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from midflight.engine import journal, unwinding
+from midflight.engine import coroutines, journal, unwinding
 from midflight.engine import ledger as ledgers_of
 from midflight.engine.ledger import Ledger, State, Write
 from midflight.engine.modules import Files, Modules
@@ -319,6 +319,7 @@ def _apply(process: Process, hotpatch: Hotpatch, files: Files, limits: Limits, d
         for item in prepared:
             context.call_hook(item.ledger, "before_apply")
         check = StackCheck(_ranges(prepared), context.modules.frames_at)
+        coroutines.wait_until_clear(process, context.modules, check, limits.busy)
         seconds, outcome.attempts = until_idle(context, check, _Commit(process, prepared), limits)
     except ProcessGone:
         raise
