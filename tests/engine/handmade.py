@@ -4,6 +4,7 @@ payloads."""
 from __future__ import annotations
 
 import hashlib
+import struct
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,6 +107,17 @@ def make(
         SCHEMA_VERSION, name, sequence, "made by hand", (), "2026-01-01T00:00:00Z", "test", "test", "0" * 64, (target,)
     )
     return Handmade(manifest, {"payload/x.bin": payload}, digest)
+
+
+def leaf_frames(code: Mapping[str, bytes]) -> bytes:
+    """An .eh_frame for leaf functions laid out by :func:`make`, behind their code."""
+    size = sum(-(-len(new) // 16) * 16 for new in code.values())
+    at = -(-size // PAGE) * PAGE
+    # version 1, "zR", code alignment 1, data alignment -8, return address 16, pcrel sdata4; CFA = rsp + 8
+    cie = struct.pack("<I", 0) + b"\x01zR\0\x01\x78\x10\x01\x1b" + b"\x0c\x07\x08\x90\x01" + b"\0\0"
+    # Distances count from their own field.
+    fde = struct.pack("<Iii", len(cie) + 8, -(at + len(cie) + 12), size) + b"\0" * 4
+    return struct.pack("<I", len(cie)) + cie + struct.pack("<I", len(fde)) + fde + bytes(4)
 
 
 def returns(value: int) -> bytes:

@@ -6,6 +6,7 @@ commands ``midflight build``, ``apply``, ``check``, ``revert``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -196,7 +197,8 @@ class Target:
             self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
         return self.process.returncode
 
     def __enter__(self) -> Target:

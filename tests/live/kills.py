@@ -23,7 +23,7 @@ from midflight.engine.revert import recover, revert
 from midflight.engine.transaction import Limits, apply
 from midflight.process import faults
 from midflight.process.linux import LinuxProcess
-from tests.engine.handmade import Handmade, compile_c, make, returns
+from tests.engine.handmade import Handmade, compile_c, leaf_frames, make, returns
 from tests.live.harness import Target
 from tests.live.programs import SENSITIVE
 
@@ -148,14 +148,18 @@ class Trial:
 def main(folder: Path, threads: str, only: int | None) -> None:
     """All operations on one target."""
     program = compile_c(folder, f"sensitive{threads}", SENSITIVE)
-    first = make(program, {"answer": returns(2), "other": returns(20)}, sequence=1)
+    code = {"answer": returns(2), "other": returns(20)}
+    first = make(program, code, sequence=1)
     second = make(program, {"answer": returns(3)}, sequence=2)
+    unwinding = make(program, code, "unwinding", eh_frame=leaf_frames(code))
     with Target.start(program, threads) as target:
         trial = Trial(target)
         trial.run("apply", None, applies(first), "1 10", "2 20", only)
         trial.run("revert", applies(first), reverts, "2 20", "1 10", only)
+        trial.run("register", None, applies(unwinding), "1 10", "2 20", only)
+        trial.run("deregister", applies(unwinding), reverts, "2 20", "1 10", only)
         trial.run("replace", applies(first), applies(second), "2 20", "3 10", only)
-        if not only:
+        if not only and threads == "0":
             trial.second_deaths(first, trial.steps["apply"])
         print(json.dumps({"kills": trial.kills, "steps": trial.steps, "answer": target.ask()}))
 

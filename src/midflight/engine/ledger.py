@@ -10,7 +10,8 @@ fixed header (little endian) holds what changes; the body, JSON compressed with 
     88  u64  order              position in the process's stack of hotpatches; higher is later
     96  u64  applied at         104 u64  stopped for        nanoseconds (Unix time; duration)
     112 u64  reverted at        120 u64  stopped for, by the revert
-    128 u64  flags              bit 0: the payload's unwind data is registered
+    128 u64  flags              bit 0: the payload's unwind data is (about to be) registered
+                                bit 1: and about to be taken back
 
 The header is the same for ever; a later format may add fields after offset 136 and keys to the body.
 """
@@ -38,6 +39,7 @@ _APPLIED_OFFSET = 96
 _REVERTED_OFFSET = 112
 FLAGS_OFFSET = 128
 FLAG_UNWIND = 1
+FLAG_DEREGISTERING = 2
 _HEADER = struct.Struct("<16sIIQQQQ32sQQQQQQ")
 _U64 = struct.Struct("<Q")
 _LARGEST_BODY = 16 << 20

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from midflight import __version__
 from midflight.engine import journal, placement
 from midflight.engine.ledger import (
+    FLAG_DEREGISTERING,
+    FLAG_UNWIND,
     PAGE,
     Ledger,
     MappedSegment,
@@ -22,6 +24,7 @@ from midflight.engine.ledger import (
 )
 from midflight.engine.linker import Islands, LinkedSegment, link, rel32
 from midflight.engine.plan import FunctionPlan, Hotpatch, Plan
+from midflight.engine.unwinding import registered
 from midflight.errors import EngineError, ProcessError
 from midflight.process.faults import point
 from midflight.process.model import AddressTaken, Process, Protection
@@ -272,6 +275,9 @@ def _again(process: Process, plan: Plan, hotpatch: Hotpatch, imports: Sequence[i
         return None
     same = replace(record, by=old.record.by, engine=old.record.engine)
     if layout.size != old.size or same != old.record or not intact(process, old):
+        return None
+    if old.flags & FLAG_DEREGISTERING or (old.flags & FLAG_UNWIND and not registered(process, old)):
+        # An engine was killed around the registration: what the unwinder knows is not for us to guess.
         return None
     return old
 

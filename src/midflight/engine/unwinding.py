@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from midflight.engine.ledger import FLAG_UNWIND, Ledger, set_flags
+from midflight.engine.ledger import FLAG_DEREGISTERING, FLAG_UNWIND, Ledger, set_flags
 from midflight.engine.modules import Module, Modules
 from midflight.engine.safepoint import SafePoint
+from midflight.engine.stackcheck import Range, StackCheck
 from midflight.errors import EngineError
 from midflight.image.elf import ElfFile
 from midflight.process.faults import point
-from midflight.process.model import NoSafeThread
+from midflight.process.model import NoSafeThread, Process
 
 # struct object of libgcc has six words; the page behind it is ours anyway.
 OBJECT_SIZE = 64
@@ -95,19 +96,48 @@ def register(modules: Modules, safe: SafePoint, unwinder: Unwinder, ledger: Ledg
     return ledger
 
 
+def registered(process: Process, ledger: Ledger) -> bool:
+    """Whether the unwinder has taken the payload into its list; it writes its record there first."""
+    at = ledger.record.unwind_object
+    return at is not None and process.read(at, OBJECT_SIZE) != bytes(OBJECT_SIZE)
+
+
 def deregister(modules: Modules, safe: SafePoint, ledger: Ledger, timeout: float) -> Ledger:
     """Take the registration back. It may free memory of the unwinder, so only a sleeping thread does it.
 
+    Asking to take back what is not there would abort the program. So where an engine was killed around the
+    registration, it is proven first that it happened, or that it did not and no thread is on its way to it; and where
+    one was killed around this very call, nobody asks again: that payload keeps its memory.
+
     Raises:
-        EngineError: it is not certain that it was registered; asking to take back what is not there aborts the program.
+        EngineError: it is not certain what the unwinder knows.
         ProcessError: no thread reached a safe point in time.
     """
     record, process = ledger.record, modules.process
     unwinder = find(modules)
     if unwinder is None or record.unwind is None or record.unwind_object is None:
         raise EngineError(f"process {process.pid}: its unwinder is gone")
-    if process.read(record.unwind_object, OBJECT_SIZE) == bytes(OBJECT_SIZE):
-        raise EngineError(f"process {process.pid}: the unwinder may still be about to register {record.name}")
-    process.call(unwinder.deregister, (record.unwind[0],), safe.blocked, timeout)
-    process.write(record.unwind_object, bytes(OBJECT_SIZE))
-    return set_flags(process, ledger, ledger.flags & ~FLAG_UNWIND)
+    if ledger.flags & FLAG_DEREGISTERING:
+        raise EngineError(f"process {process.pid}: {record.name} may be unknown to the unwinder already")
+    if registered(process, ledger) or _on_its_way(modules, unwinder, timeout):
+        if not registered(process, ledger):
+            raise EngineError(f"process {process.pid}: a thread is about to register {record.name}: try again")
+        ledger = set_flags(process, ledger, ledger.flags | FLAG_DEREGISTERING)
+        point("deregistering")
+        try:
+            process.call(unwinder.deregister, (record.unwind[0],), safe.blocked, timeout)
+        except NoSafeThread:
+            set_flags(process, ledger, ledger.flags & ~FLAG_DEREGISTERING)
+            raise
+        process.write(record.unwind_object, bytes(OBJECT_SIZE))
+    return set_flags(process, ledger, ledger.flags & ~(FLAG_UNWIND | FLAG_DEREGISTERING))
+
+
+def _on_its_way(modules: Modules, unwinder: Unwinder, timeout: float) -> bool:
+    found = modules.frames_at(unwinder.register)
+    frame = found.table.find(unwinder.register - found.bias) if found else None
+    if found is None or frame is None:
+        return True
+    inside = Range(found.bias + frame.start, found.bias + frame.end, "the registration of unwind data")
+    with modules.process.stop(timeout) as stopped:
+        return bool(StackCheck([inside], modules.frames_at).busy(stopped.threads))
