@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import iced_x86
 import pytest
 
 from midflight.errors import ImageError
@@ -71,6 +72,37 @@ def test_references_mean_the_right_place_whatever_follows_the_field(tmp_path: Pa
     assert {meant(code, r) for r in code.atoms["get"].references} == places
     assert [meant(code, r) for r in code.atoms["end"].references] == [("s", 40)]
     assert {r.bias for r in code.atoms["set"].references} >= {5, 8}
+
+
+@BOTH
+def test_entries_of_several_jump_tables_in_one_section(tmp_path: Path, compiler: str) -> None:
+    """Each entry is a distance from its own table: what it means is a label, not that much before or behind it."""
+    cases = "".join(f"case {n}: x = x * {n + 3} ^ {n * n}; break;" for n in range(9))
+    code = read(
+        tmp_path,
+        f"""
+        int g(int);
+        int f(int a, int b, int x) {{
+            switch (a) {{ {cases} }}
+            x = g(x);
+            switch (b) {{ {cases} }}
+            return g(x);
+        }}
+        """,
+        compiler,
+        ("-fPIC",),
+    )
+    function = code.atoms["f"]
+    entries = [r for atom in code.atoms.values() if atom.kind == "rodata" for r in atom.references]
+    assert len(entries) >= 18
+    starts, at = set(), 0
+    for instruction in iced_x86.Decoder(64, function.data):
+        starts.add(at)
+        at += instruction.len
+    places = [meant(code, entry) for entry in entries]
+    assert {target for target, _ in places} == {"f"}
+    assert {offset for _, offset in places} <= starts
+    assert len({offset for _, offset in places}) >= 16
 
 
 def test_aliases_and_weak_names(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Reference:
     """Name of the undefined symbol."""
     bias: int = 0
     """What is really meant lies at S + A + bias: for a PC-relative field in code the distance from the field to the end of
-    its instruction (4, 5, 8 …), for an entry of a jump table minus the entry's offset, else 0."""
+    its instruction (4, 5, 8 …), for an entry of a jump table minus the entry's offset in the table, else 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,8 @@ class Layout:
     pieces: Mapping[int, Sequence[_Piece]]
     commons: Mapping[int, str]
     """Symbol index to atom key."""
+    tables: Mapping[int, Sequence[int]]
+    """By section: offsets that code loads the address of. Several jump tables of a function share one unnamed piece."""
 
     def locate(self, section: int, offset: int) -> _Piece | None:
         """The atom that holds ``offset``, or the nearest one before it (one past the end), or the first."""
@@ -79,6 +81,12 @@ class Layout:
         if not starts:
             return None
         return self.pieces[section][max(bisect.bisect_right(starts, offset) - 1, 0)]
+
+    def table_start(self, piece: _Piece, offset: int) -> int:
+        """Where the jump table begins that has an entry at ``offset`` of the piece's section."""
+        tables = self.tables.get(piece.section, ())
+        at = bisect.bisect_right(tables, offset) - 1
+        return max(tables[at], piece.start) if at >= 0 else piece.start
 
 
 def read_object(file: Path, path: Path) -> ObjectCode:
@@ -202,7 +210,9 @@ def _lay_out(raw: RawObject, fdes: Sequence[RawFde]) -> Layout:
         if cut:
             pieces[section.index] = cut
     _name(raw, pieces, set(commons.values()))
-    return Layout({index: [p.start for p in cut] for index, cut in pieces.items()}, pieces, commons)
+    return Layout(
+        {index: [p.start for p in cut] for index, cut in pieces.items()}, pieces, commons, _loaded_addresses(raw)
+    )
 
 
 def _place(raw: RawObject, relocation: Relocation) -> tuple[int, int]:
@@ -231,6 +241,26 @@ def _crude_targets(raw: RawObject) -> dict[int, set[int]]:
                 biases = (0, 4, 5, 6, 8) if relocation.type in PC_RELATIVE else (0,)
                 found.setdefault(symbol.section, set()).update(offset + bias for bias in biases)
     return found
+
+
+def _loaded_addresses(raw: RawObject) -> dict[int, list[int]]:
+    """Offsets in sections of constants whose address a ``lea`` loads, PC-relative and without a symbol, in order."""
+    found: dict[int, set[int]] = {}
+    for section in raw.sections:
+        if not section.flags & SHF_EXECINSTR:
+            continue
+        code = raw.content(section.index)
+        for relocation in raw.relocations(section.index):
+            symbol = raw.symbols[relocation.symbol]
+            if symbol.section is None or not (symbol.type == "section" or symbol.name.startswith(".L")):
+                continue
+            at = relocation.offset
+            before = code[at - 3 : at] if at >= 3 else b""
+            # REX.W 8D /r with a RIP-relative operand; the field ends the instruction (Intel SDM, LEA)
+            is_lea = len(before) == 3 and before[0] & 0xF8 == 0x48 and before[1] == 0x8D and before[2] & 0xC7 == 5
+            if is_lea and relocation.type in PC_RELATIVE:
+                found.setdefault(symbol.section, set()).add(symbol.value + relocation.addend + 4)
+    return {index: sorted(offsets) for index, offsets in found.items()}
 
 
 def _type_info_slots(raw: RawObject) -> dict[int, set[int]]:
@@ -436,7 +466,8 @@ def _reference(
     if symbol.type == "section" or symbol.name.startswith(".L"):
         in_code = bool(raw.sections[symbol.section].flags & SHF_EXECINSTR)
         if relocation.type in PC_RELATIVE and instruction_end is None and in_code:
-            bias = -offset  # an entry of a jump table: label - table, so the addend has the entry's offset in it
+            # an entry of a jump table: label - table, so the addend has the entry's offset in the table in it
+            bias = layout.table_start(piece, relocation.offset) - relocation.offset
         target = layout.locate(symbol.section, value + relocation.addend + bias)
     else:
         target = layout.locate(symbol.section, value)
