@@ -15,7 +15,6 @@ from midflight.forge import relocs as r
 from midflight.forge.facts import Facts, Names
 from midflight.forge.model import Atom
 from midflight.forge.runimage import RunImage
-from midflight.image.elf import ElfFile
 
 _SCAN_BYTES = 48
 _SCAN_FIXED = 10
@@ -30,7 +29,6 @@ class Candidates:
         self.run = run
         self.names = names
         self.facts = facts
-        self._source_names: dict[Path, str | None] = {}
 
     def of(self, path: Path, key: str) -> tuple[str, list[int]]:
         """Which source proposes (in words), and the addresses. The first source that knows something decides; the
@@ -41,15 +39,24 @@ class Candidates:
             how = next(iter(learnt.values()))
             return f"{len(how)} reference{'s' if len(how) > 1 else ''}", list(learnt)
         atom = self.names.atom(path, key)
-        named = list(self._by_name(atom))
+        named = list(self._by_name(path, atom))
         if named:
             return "symbol table", list(dict.fromkeys(named))
-        return "contents", list(self._by_content(atom))
+        return "contents", [at for at in self._by_content(atom) if self._may_be(path, atom, at)]
 
-    def _by_name(self, atom: Atom) -> Iterator[int]:
+    def _may_be(self, path: Path, atom: Atom, vaddr: int) -> bool:
+        """Whether no symbol says that the function at ``vaddr`` is another one."""
+        symbols = self.run.function_symbols.get(vaddr, ())
+        source = self.names.source_name(path)
+        local = atom.binding == "local"
+        named = [s for s in symbols if s.name in (atom.name, *atom.aliases)]
+        return not symbols or any(not (local and source and s.file) or s.file == source for s in named)
+
+    def _by_name(self, path: Path, atom: Atom) -> Iterator[int]:
         for name in (atom.name, *atom.aliases) if atom.name else ():
             if atom.binding == "local":
-                yield from (s.value for s in self.run.local_symbols(name) if s.type != "object")
+                symbols = self.run.local_symbols(name, self.names.source_name(path))
+                yield from (s.value for s in symbols if s.type != "object")
             else:
                 symbol = self.run.global_symbol(name)
                 if symbol is not None and not symbol.absolute:
@@ -57,7 +64,7 @@ class Candidates:
 
     def is_named(self, path: Path, key: str) -> bool:
         """Whether a symbol table of the image has the name."""
-        return any(True for _ in self._by_name(self.names.atom(path, key)))
+        return any(True for _ in self._by_name(path, self.names.atom(path, key)))
 
     def _by_content(self, atom: Atom) -> Iterable[int]:
         pattern = signature(atom)
@@ -83,15 +90,8 @@ class Candidates:
 
     def from_same_file(self, path: Path, addresses: Iterable[int]) -> list[int]:
         """Those addresses whose symbol the symbol table files under the source of this object (STT_FILE)."""
-        source = self.source_name(path)
+        source = self.names.source_name(path)
         return [a for a in addresses if any(s.file == source for s in self.run.function_symbols.get(a, ()) if s.file)]
-
-    def source_name(self, path: Path) -> str | None:
-        if path not in self._source_names:
-            with ElfFile.open(self.names.objects[path].file) as elf:
-                files = [s.name for s in elf.symbols() if s.type == "file" and s.name]
-            self._source_names[path] = files[0] if files else None
-        return self._source_names[path]
 
 
 def signature(atom: Atom) -> re.Pattern[bytes] | None:

@@ -15,6 +15,7 @@ from midflight.forge import relocs as r
 from midflight.forge.decode import Same, Witness
 from midflight.forge.model import Atom, ObjectCode, Reference
 from midflight.forge.runimage import RunImage
+from midflight.image.elf import ElfFile
 
 Id = tuple[Path | None, str]
 """(object, atom key) of something local, or (None, name) of a global symbol."""
@@ -71,6 +72,7 @@ class Names:
     objects: Mapping[Path, ObjectCode]
     definers: Mapping[str, tuple[Path, str]]
     """Global symbol name (aliases too) to the atom that defines it, the strong one first."""
+    _sources: dict[Path, str | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, objects: Mapping[Path, ObjectCode]) -> Names:
@@ -89,6 +91,14 @@ class Names:
 
     def atom(self, path: Path, key: str) -> Atom:
         return self.objects[path].atoms[key]
+
+    def source_name(self, path: Path) -> str | None:
+        """The name that the object's symbol table has for its source (gABI, STT_FILE); None when it has none."""
+        if path not in self._sources:
+            with ElfFile.open(self.objects[path].file) as elf:
+                files = [s.name for s in elf.symbols() if s.type == "file" and s.name]
+            self._sources[path] = files[0] if files else None
+        return self._sources[path]
 
     def id_of(self, path: Path, key: str) -> Id:
         atom = self.atom(path, key)
@@ -227,7 +237,8 @@ class Interpreter:
         is_local = place is not None and self.names.atom(*place).binding == "local"
         for name in self.names.names_of(id_):
             if is_local:
-                found |= {s.value for s in self.run.local_symbols(name)}
+                assert place is not None
+                found |= {s.value for s in self.run.local_symbols(name, self.names.source_name(place[0]))}
             else:
                 symbol = self.run.global_symbol(name)
                 found |= {symbol.value} if symbol is not None else set()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from midflight.forge import decode
+from midflight.forge.calls import uses
 from midflight.forge.candidates import Candidates
 from midflight.forge.decode import Different, Same
 from midflight.forge.facts import Contradiction, Fact, Facts, Id, Interpreter, Names, name_of, settle, show
@@ -33,6 +34,8 @@ class Wanted:
     """Functions and data of pre that the new code refers to."""
     symbols: frozenset[str] = frozenset()
     """Names that the new code refers to and none of its objects defines."""
+    inlined: frozenset[Key] = frozenset()
+    """Functions to be replaced that run was found not to have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class _Matcher:
         for key in functions:
             if key not in self.proven:
                 self._unproven(key)
+        self._prove_callers()
         for key in self._sorted(self.wanted.atoms - set(functions)):
             self._place_data(key)
         symbols = {name: place for name in sorted(self.wanted.symbols) if (place := self._symbol(name)) is not None}
@@ -232,6 +236,27 @@ class _Matcher:
         else:
             self._find("MF130", key, difference=attempt.reason)
 
+    def _prove_callers(self) -> None:
+        """Who calls a replaced function in pre must call it in run, too: other flags may have inlined the old code."""
+        seen = set(self.wanted.functions | self.wanted.inlined)
+        pending = self._sorted(seen)
+        while pending:
+            callers = [caller for key in pending for caller in self._callers(key) if caller not in seen]
+            seen.update(callers)
+            self._prove_all(callers)
+            for caller in callers:
+                if caller not in self.proven and not self.attempts[caller].accepted:
+                    self._unproven(caller)
+            pending = [caller for caller in callers if caller in self.absent]
+
+    def _callers(self, key: Key) -> Iterable[Key]:
+        """Functions that refer to a function in the same object, or to their object's own copy of it (vague linkage)."""
+        atom = self.names.atom(*key)
+        for path in [key[0]] if atom.binding == "local" else self.names.objects:
+            code = self.names.objects[path]
+            if key[1] in code.atoms and code.atoms[key[1]].name == atom.name:
+                yield from ((path, user.key) for user, _ in uses(code, key[1]) if user.kind == "function")
+
     # --- data --------------------------------------------------------------------------------------------------------
 
     def _place_data(self, key: Key) -> None:
@@ -266,9 +291,9 @@ class _Matcher:
             self.data[key] = _place(vaddr, atom.size, learnt.get(vaddr, ()), bool(symbols))
 
     def _same_file_data(self, key: Key) -> set[int]:
-        source = self.candidates.source_name(key[0])
+        source = self.names.source_name(key[0])
         name = self.names.atom(*key).name
-        return {s.value for s in self.run.local_symbols(name) if s.file is not None and s.file == source}
+        return {s.value for s in self.run.local_symbols(name, source) if s.file is not None and s.file == source}
 
     def _symbol(self, name: str) -> Place | None:
         """Where a symbol that the objects at hand do not define is, when the image defines it."""

@@ -44,6 +44,7 @@ class Resolver:
     """Placed atoms: segment kind and offset in it."""
     _weak: dict[Path, frozenset[str]] = field(default_factory=dict)
     _post_imports: Mapping[str, Symbol] | None = None
+    _dynamic_names: frozenset[str] | None = None
 
     # --- findings ----------------------------------------------------------------------------------------------------
 
@@ -68,6 +69,9 @@ class Resolver:
             entry = self._interposable_entry(name)
             if entry is not None:
                 return Destination("image", entry)
+            exported = self.exported(name)
+            if exported is not None:
+                return Destination("import", self.payload.import_index(exported))
         if target.old is not None:
             return self._old(holder, target.old, branch)
         assert target.symbol is not None
@@ -103,6 +107,9 @@ class Resolver:
             entry = self._interposable_entry(name) if name is not None and reference.type == r.PLT32 else None
             if entry is not None and self.run.elf.kind == "shared":
                 return Destination("image", entry)
+            exported = self.exported(name) if name is not None and reference.type == r.PLT32 else None
+            if exported is not None:
+                return Destination("import", self.payload.import_index(exported))
             return self.placed(key)
         return Destination("image", self.match.functions[target.old].vaddr)
 
@@ -178,13 +185,24 @@ class Resolver:
         return None
 
     def exported(self, name: str) -> Import | None:
-        """A global of a library as the loader would bind it for everybody: another module may define it too."""
-        if self.run.elf.kind != "shared":
+        """A global of a library as the loader would bind it for everybody: another module may define it too.
+
+        None when the linker has bound it (-Bsymbolic, -Bsymbolic-functions, a version script), which is seen in the
+        fixed image: nothing there leaves it to the loader."""
+        if self.run.elf.kind != "shared" or name not in self._left_to_loader():
             return None
         found = self.run.elf.dynamic_symbol(name)
         if found is None or found.visibility != 0:
             return None
         return Import(name, found.version, self.run.elf.soname, _import_type(found, False))
+
+    def _left_to_loader(self) -> frozenset[str]:
+        """Names that dynamic relocations of the fixed image refer to."""
+        if self._dynamic_names is None:
+            symbols = self.post.dynamic_symbols() if self.post.is_dynamic else ()
+            indexes = {item.symbol for item in self.post.dynamic_relocations()}
+            self._dynamic_names = frozenset(symbols[i].name for i in indexes if 0 < i < len(symbols))
+        return self._dynamic_names
 
     def _weak_names(self, path: Path) -> frozenset[str]:
         """Weak undefined symbols of an object."""

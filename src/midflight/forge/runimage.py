@@ -117,8 +117,11 @@ class RunImage:
             return None
         return self.elf.dynamic_symbol(name)
 
-    def local_symbols(self, name: str) -> Sequence[Symbol]:
-        return [s for s in self.elf.symbols_by_name.get(name, ()) if s.defined and s.binding == "local"]
+    def local_symbols(self, name: str, source: str | None) -> Sequence[Symbol]:
+        """Local symbols with this name, without those that are known to be of another source file: a namesake with the
+        same code elsewhere must not be taken for one that the linker dropped."""
+        found = [s for s in self.elf.symbols_by_name.get(name, ()) if s.defined and s.binding == "local"]
+        return [s for s in found if source is None or not s.file or s.file == source]
 
     @cached_property
     def function_symbols(self) -> Mapping[int, Sequence[Symbol]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from midflight.forge import relocs as r
@@ -63,12 +63,13 @@ class Selection:
 
     @property
     def wanted(self) -> Wanted:
-        replaced = {pre for post, pre in self.changed.items() if pre not in self.absent}
+        replaced = {pre for pre in self.changed.values() if pre not in self.absent}
+        inlined = frozenset(self.changed.values()) & self.absent
         for path, key in list(replaced):
             code = self.diffs[path].pre
             assert code is not None
             replaced |= {(path, child) for child, a in code.atoms.items() if a.parent == key and is_cold(a)}
-        return Wanted(frozenset(replaced), frozenset(self.wanted_atoms), frozenset(self.wanted_symbols))
+        return Wanted(frozenset(replaced), frozenset(self.wanted_atoms), frozenset(self.wanted_symbols), inlined)
 
     def in_order(self) -> list[Key]:
         """The included atoms: objects in link order, atoms in section order."""
@@ -177,7 +178,8 @@ def select(
     by_path = {diff.post.path: diff for diff in diffs}
     if hooks is not None:
         by_path[hooks.path] = ObjectDiff(pre=None, post=hooks, new=tuple(hooks.atoms))
-    selection = Selection(by_path, Names.of({p: d.post for p, d in by_path.items()}), exists, absent)
+    names = _prefer_old(Names.of({path: diff.post for path, diff in by_path.items()}), by_path)
+    selection = Selection(by_path, names, exists, absent)
     for path, diff in by_path.items():
         for pre, post in diff.changed:
             atom = diff.post.atoms[post]
@@ -191,3 +193,17 @@ def select(
         for name in hook_names:
             selection.add((hooks.path, name))
     return selection
+
+
+def _prefer_old(names: Names, diffs: Mapping[Path, ObjectDiff]) -> Names:
+    """Let a copy that run has, and the fix changes, stand for all copies (vague linkage), not one in an object that had
+    none: that one replaces nothing."""
+    definers = dict(names.definers)
+    for path, diff in diffs.items():
+        for _, post in diff.changed:
+            atom = diff.post.atoms[post]
+            for name in (atom.name, *atom.aliases) if atom.binding != "local" else ():
+                place = definers[name]
+                if names.atom(*place).binding != "global" and place[1] not in diffs[place[0]].correlation:
+                    definers[name] = (path, post)
+    return replace(names, definers=definers)
