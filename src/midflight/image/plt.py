@@ -77,7 +77,8 @@ def _code(layout: Layout, sections: Sequence[Section]) -> Iterable[tuple[int, by
     for section in sections:
         if section.name in _SECTIONS and section.flags & SHF_EXECINSTR and section.type != SHT_NOBITS:
             code = layout.read_file(section.address, section.size, f"section {section.name}")
-            yield section.address, code, 8 if section.name == ".plt.got" else 16
+            # Entries of .plt.got, and of the .plt of a static program, are eight bytes long.
+            yield section.address, code, 8
     if not sections:
         for segment in layout.loads:
             if segment.executable:
