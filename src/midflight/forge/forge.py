@@ -21,6 +21,7 @@ from midflight.forge.hooks import compile_hooks, example, hook_functions, strang
 from midflight.forge.link import Linked, link
 from midflight.forge.match import Key, match
 from midflight.forge.model import BuildPair, Finding, Match, ObjectCode, ObjectDiff
+from midflight.forge.moves import moved
 from midflight.forge.objects import read_object
 from midflight.forge.refusals import finding
 from midflight.forge.runimage import RunImage
@@ -184,6 +185,7 @@ class _Work:
             self.findings += diff.findings
         hooks = self._hooks()
         names = hook_functions(hooks) if hooks is not None else {}
+        self.findings += moved(self.diffs, RunImage(self.run))
         self._select(hooks, list(names.values()))
         assert self.selection is not None and self.matched is not None
         self.findings += self.matched.findings

@@ -250,7 +250,7 @@ class _Matcher:
             pending = [caller for caller in callers if caller in self.absent]
 
     def _callers(self, key: Key) -> Iterable[Key]:
-        """Functions that refer to a function in the same object, or to their object's own copy of it (vague linkage)."""
+        """Functions that refer to it in its object, or to their own object's copy of it (vague linkage)."""
         atom = self.names.atom(*key)
         for path in [key[0]] if atom.binding == "local" else self.names.objects:
             code = self.names.objects[path]
@@ -261,7 +261,7 @@ class _Matcher:
 
     def _place_data(self, key: Key) -> None:
         atom = self.names.atom(*key)
-        if atom.kind in ("string", "tls", "other"):
+        if atom.kind in ("tls", "other"):
             return
         id_ = self.names.id_of(*key)
         learnt = self.facts.values(id_, "address")

@@ -96,6 +96,9 @@ class Resolver:
     def _included(self, holder: Key, reference: Reference, target: Target, branch: bool) -> Destination:
         key = target.included
         assert key is not None
+        string = self._old_string(key)
+        if string is not None:
+            return string
         table = self.selection.atom(holder)
         from_table = table.kind != "function" and not table.name and table.parent is not None
         # A cold part has no address that anybody could know; a switch may lead to the very beginning of a function.
@@ -112,6 +115,14 @@ class Resolver:
                 return Destination("import", self.payload.import_index(exported))
             return self.placed(key)
         return Destination("image", self.match.functions[target.old].vaddr)
+
+    def _old_string(self, key: Key) -> Destination | None:
+        """The very string of run, where it is known: pointers to it may be compared."""
+        old = self.selection.diffs[key[0]].correlation.get(key[1])
+        if old is None or self.selection.atom(key).kind != "string":
+            return None
+        place = self.match.data.get((key[0], old))
+        return None if place is None else Destination("image", place.vaddr)
 
     def _old(self, holder: Key, old: Key, branch: bool) -> Destination:
         place = self.match.functions.get(old) or self.match.data.get(old)

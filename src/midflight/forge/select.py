@@ -153,10 +153,17 @@ class Selection:
                 target = self.target(key[0], reference, key)
                 if target.included is not None:
                     work.append(target.included)
+                    self._want_string(target.included)
                 if target.old is not None:
                     self.wanted_atoms.add(target.old)
                 if target.symbol is not None:
                     self.wanted_symbols.add(target.symbol)
+
+    def _want_string(self, key: Key) -> None:
+        """The program may hold and compare the address of a string that it has already, so that one is used."""
+        old = self.diffs[key[0]].correlation.get(key[1])
+        if old is not None and self.atom(key).kind == "string":
+            self.wanted_atoms.add((key[0], old))
 
 
 def select(
