@@ -17,7 +17,7 @@ from tests.corpus.cases import CASES, Case, Patched, Refused
 from tests.corpus.commands import build, midflight, on_processes
 from tests.corpus.targets import Verdict
 
-pytestmark = [pytest.mark.corpus, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.corpus, pytest.mark.timeout(1800)]
 
 
 def _parameters(kind: type[Patched] | type[Refused]) -> list[object]:
