@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.live.harness import Fix, Target, check
+from tests.live.harness import PATIENCE, Fix, Target, check
 
 SOURCES = Path(__file__).parent / "sources"
 _FIX = re.compile(r"@\{(.*?)@\|(.*?)@\}", re.DOTALL)
@@ -40,6 +40,8 @@ class Story:
     """What ``midflight build`` reported."""
     applied: Any
     """What ``midflight apply`` reported."""
+    status: int
+    """The exit status of the program, which ended by itself after all this."""
 
     def says(self, question: str) -> tuple[str, str]:
         """The answers without and with the fix; when it is taken out, the first one must be back."""
@@ -64,4 +66,12 @@ def tell(fixes: Fix | Sequence[Fix], questions: Sequence[str], program: Path | N
             fix.revert(target.pid)
         reverted = {question: target.ask(question) for question in questions}
         assert check(target.pid)["processes"][0]["clean"]
-    return Story(before, after, reverted, fixes[0].built.json, applied)
+        status = finish(target)
+    return Story(before, after, reverted, fixes[0].built.json, applied, status)
+
+
+def finish(target: Target) -> int:
+    """End a program by the end of its input; returns its exit status."""
+    assert target.process.stdin is not None
+    target.process.stdin.close()
+    return target.process.wait(PATIENCE)
