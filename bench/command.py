@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 
-from bench.measure import MIDFLIGHT, Running, median, midflight, save, subject, table
+from bench.measure import MIDFLIGHT, Running, Subject, median, midflight, save, subject, table
 
 RUNS = 15
 
@@ -16,17 +16,14 @@ def _wall(*words: str) -> float:
     return (time.monotonic() - begin) * 1e3
 
 
-def _engine(one: object, pid: int) -> tuple[float, float]:
+def _engine(one: Subject, pid: int) -> tuple[float, float]:
     """Milliseconds of an apply and a revert in this process, without start-up, signature and scanning."""
-    from midflight.process.linux import LinuxProcess
-
-    from bench.measure import Subject
     from midflight.engine.modules import Files
     from midflight.engine.revert import revert
     from midflight.engine.transaction import Limits, apply
     from midflight.patch.hotpatch import read_unverified
+    from midflight.process.linux import LinuxProcess
 
-    assert isinstance(one, Subject)
     hotpatch = read_unverified(one.hotpatch)
     begin = time.monotonic()
     with LinuxProcess(pid) as process, Files() as files:

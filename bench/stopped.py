@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import subprocess
 import time
+from typing import Any
 
-from bench.measure import PROGRAMS, WORK, Running, median, midflight, save, subject, table
+from bench.measure import PROGRAMS, WORK, Running, Subject, median, midflight, save, subject, table
 
 THREADS = (1, 16, 64, 128, 783)
 RUNS = 15
@@ -50,10 +51,7 @@ def main() -> None:
     save("stopped", results)
 
 
-def _measure(one: object, reference: str, mode: str, threads: int) -> dict[str, object]:
-    from bench.measure import Subject
-
-    assert isinstance(one, Subject)
+def _measure(one: Subject, reference: str, mode: str, threads: int) -> dict[str, Any]:
     applies, reverts, references, pauses, walls, stops = [], [], [], [], [], []
     with Running(one.program, threads, mode) as running:
         at = _address(str(one.program), running.pid)

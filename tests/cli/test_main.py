@@ -118,7 +118,7 @@ def test_every_failure_is_one_line_and_a_status(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("MIDFLIGHT_DEBUG", raising=False)
-    monkeypatch.setitem(sys.modules, "midflight.cli.status", Failing(failure))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "midflight.cli.status", Failing(failure))
     assert main(["status"]) == status
     captured = capsys.readouterr()
     assert captured.err.startswith(said)

@@ -37,7 +37,7 @@ def killed_at(step: int, pid: int, engine: Engine) -> bool:
     if child == 0:
         status = 1
         try:
-            faults._kill_at, faults._passed = str(step), 0  # type: ignore[attr-defined]
+            faults._kill_at, faults._passed = str(step), 0
             with LinuxProcess(pid) as process, Files() as files:
                 engine(process, files)
             status = 0

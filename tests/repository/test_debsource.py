@@ -54,8 +54,8 @@ def archive(tmp_path: Path) -> Path:
     for version in ("1.0-9", "1.0-10"):
         dsc = source_package(pool, version)
         stanza = dsc.read_text().replace("Source: tiny", "Package: tiny\nDirectory: pool", 1)
-        for field, digest in (("Files", hashlib.md5), ("Checksums-Sha256", hashlib.sha256)):
-            line = f" {digest(dsc.read_bytes()).hexdigest()} {dsc.stat().st_size} {dsc.name}"
+        for field, algorithm in (("Files", "md5"), ("Checksums-Sha256", "sha256")):
+            line = f" {hashlib.new(algorithm, dsc.read_bytes()).hexdigest()} {dsc.stat().st_size} {dsc.name}"
             stanza = re.sub(rf"^{field}:\s*$", f"{field}:\n{line}", stanza, count=1, flags=re.MULTILINE)
         stanzas.append(stanza.strip() + "\n")
     sources = index / "Sources"

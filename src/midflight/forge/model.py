@@ -72,16 +72,16 @@ class Reference:
     symbol: str | None
     """Name of the undefined symbol."""
     bias: int = 0
-    """What is really meant lies at S + A + bias: for a PC-relative field in code the distance from the field to the end of
-    its instruction (4, 5, 8 …), for an entry of a jump table minus the entry's offset in the table, else 0."""
+    """What is really meant lies at S + A + bias: for a PC-relative field in code the distance from the field to the
+    end of its instruction (4, 5, 8 …), for an entry of a jump table minus the entry's offset in the table, else 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Atom:
     """The smallest thing that is compared and moved: a function, a variable, a constant, a string.
 
-    ``key`` is unique in its object: the symbol name, or for unnamed things the section name and offset; where one section
-    holds several (no -fdata-sections, assembler files) the section is cut at its symbols.
+    ``key`` is unique in its object: the symbol name, or for unnamed things the section name and offset; where one
+    section holds several (no -fdata-sections, assembler files) the section is cut at its symbols.
     """
 
     key: str
@@ -124,7 +124,8 @@ class ObjectCode:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Why something cannot (or only with a person's word) be hotpatched. Codes are stable: docs/reference/refusals.md."""
+    """Why something cannot (or only with a person's word) be hotpatched. Codes are stable:
+    docs/reference/refusals.md."""
 
     code: str
     """MF1xx."""
@@ -142,7 +143,8 @@ class ObjectDiff:
     pre: ObjectCode | None
     post: ObjectCode
     changed: tuple[tuple[str, str], ...] = ()
-    """Functions to replace, as (pre key, post key): code differs, or they refer to something that had to be replaced."""
+    """Functions to replace, as (pre key, post key): code differs, or they refer to something that had to be
+    replaced."""
     new: tuple[str, ...] = ()
     """Post keys of functions and data that pre has not."""
     gone: tuple[str, ...] = ()

@@ -190,7 +190,8 @@ REFUSALS: dict[str, Refusal] = _table(
         "MF132",
         "Not found in run",
         "nothing in the running image fits",
-        "Give the source and the build command from which the running binary was made, or one that has its symbol table.",
+        "Give the source and the build command from which the running binary was made, or one that has its symbol "
+        "table.",
         overridable=False,
     ),
     Refusal(
@@ -231,8 +232,8 @@ REFUSALS: dict[str, Refusal] = _table(
     Refusal(
         "MF143",
         "Another address for an imported function",
-        "it takes the address of {target}, which this position-dependent image does not do so far: the address differs from "
-        "the one that libraries see",
+        "it takes the address of {target}, which this position-dependent image does not do so far: the address differs "
+        "from the one that libraries see",
         "Override this finding when the address is only called, and never compared.",
     ),
     Refusal(

@@ -84,8 +84,8 @@ class Stopped(Protocol):
         """All threads, with their snapshots."""
 
     def step_out(self, exits: dict[int, tuple[int, int]], timeout: float) -> bool:
-        """Let the threads named in ``exits`` (tid: (return address, stack pointer above which it counts)) run until each
-        stands at its return address in that frame; all others stay stopped. True when all got there, and their
+        """Let the threads named in ``exits`` (tid: (return address, stack pointer above which it counts)) run until
+        each stands at its return address in that frame; all others stay stopped. True when all got there, and their
         snapshots in ``threads`` are fresh."""
 
     def resume(self) -> float:
@@ -133,9 +133,9 @@ class Process(Protocol):
         safe: Callable[[Thread], bool],
         timeout: float,
     ) -> int:
-        """Call C code in one thread for which ``safe(thread)`` says yes, all registers (vector state included) and the red
-        zone kept; returns its integer result. Raises when no thread was safe within ``timeout``, and when the call did
-        not return within it."""
+        """Call C code in one thread for which ``safe(thread)`` says yes, all registers (vector state included) and the
+        red zone kept; returns its integer result. Raises when no thread was safe within ``timeout``, and when the call
+        did not return within it."""
 
     def stop(self, timeout: float) -> AbstractContextManager[Stopped]:
         """Stop all threads, those that appear meanwhile included, and take their snapshots."""
