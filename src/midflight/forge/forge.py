@@ -124,6 +124,7 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
         linked = work.link(progress)
         findings = sorted({sources.named(item) for item in work.findings}, key=_order)
         overrides, refused = _override(findings, request.overrides)
+        findings += [item for item in refused if item not in findings]
         report = _report(request, work, linked, findings, overrides, sources)
         if refused:
             raise RefusedWithFindings(refused, report)
