@@ -23,6 +23,34 @@ from tests.live.harness import Lab, Target
 PATIENT = {"busy": 30.0, "stop": 20.0, "call": 20.0}
 """Limits for scenarios that are about something else, on a machine that is busy with other work."""
 
+HEAD = """
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+static _Atomic long errors, rounds;
+__attribute__((noinline)) int answer(int x) { __asm__ volatile("" : "+r"(x)); return x * 0 + 1; }
+static void nap(long us) { struct timespec t = {0, us * 1000}; nanosleep(&t, NULL); }
+static void work(void) { int a = answer(1); if (a != 1 && a != 2) errors++; rounds++; }
+static void ask(void) {
+  char line[64];
+  while (fgets(line, sizeof line, stdin)) printf("%d %ld\\n", answer(1), (long)errors);
+}
+static void begin(void) { alarm(240); setvbuf(stdout, NULL, _IOLBF, 0); }
+static void spawn(void *(*f)(void *), int n, size_t stack) {
+  pthread_attr_t a; pthread_attr_init(&a); if (stack) pthread_attr_setstacksize(&a, stack);
+  while (n-- > 0) { pthread_t t; if (pthread_create(&t, &a, f, NULL)) abort(); pthread_detach(t); }
+}
+"""
+"""The beginning of a target: ``begin``, ``spawn``, ``work`` and ``nap``, and ``ask``, which answers "answer errors"."""
+
 LIFETIME = "alarm(240);"
 """What a target says first, so that it ends even when its test dies."""
 

@@ -139,7 +139,7 @@ int main(void) {
   pthread_t t;
   if (LEND) pthread_create(&t, 0, idle, 0);
   prepare(other);
-  printf("left with %d\\n", waits(1)); 
+  printf("left with %d\\n", waits(1));
   printf("then %d\\n", waits(1));
 }
 """,

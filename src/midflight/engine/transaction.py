@@ -303,7 +303,7 @@ def _apply(process: Process, hotpatch: Hotpatch, files: Files, limits: Limits, d
     existing = context.ledgers()
     reason = process.untouchable()
     if any(context.modules.with_build_id(t.build_id) for t in hotpatch.manifest.targets) and reason:
-        raise EngineError(reason)
+        raise EngineError(f"process {process.pid} cannot be patched: {reason}")
     if not dry_run and any(left_over(process, i, existing) for i in existing):
         outcome.notes.append(recover_process(context).reason)
         existing = context.ledgers()

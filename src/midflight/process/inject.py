@@ -315,7 +315,10 @@ def hijack(
     deadline = time.monotonic() + timeout
     reason = "no thread could be stopped"
     while True:
-        for tid in _candidates(process):
+        candidates = list(_candidates(process))
+        if not candidates:
+            process.maps()  # raises ProcessGone when it has none any more
+        for tid in candidates:
             taken, why = _take(process, tools, tid, room, accept)
             if taken is None:
                 reason = why
@@ -343,7 +346,7 @@ def _take(
         return None, f"thread {tid} ended"
     except OSError as error:
         reason = process.untouchable() or f"attaching to thread {tid} failed: {error.strerror}"
-        raise ProcessError(f"process {process.pid} cannot be changed: {reason}") from None
+        raise process.refusal("cannot be changed", reason) from None
     taken = Hijack(process, tid, tools)
     ready = False
     try:

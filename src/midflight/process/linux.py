@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -27,6 +28,8 @@ _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_FIXED_NOREPLACE, _MAP_NORESERVE =
 _SYS_MMAP, _SYS_MUNMAP = 9, 11
 _CAP_SYS_ADMIN = 1 << 21
 _ATTACH_PATIENCE = 1.0
+ENDED = "it ended"
+"""How every reason of :meth:`LinuxProcess.untouchable` begins that says that there is nothing left to do."""
 _CALL_ROOM = 48 << 10
 _ELF64_X86_64 = (2, 62)  # ELFCLASS64, EM_X86_64
 
@@ -53,9 +56,34 @@ class LinuxProcess:
         if proc.read_stat(self.pid).start_time != self.start_time:
             raise ProcessGone(f"process {self.pid} ended and its number was given to another; look again")
 
+    def view(self) -> int:
+        """The number under which /proc shows the address space: that of another thread when the main one has ended."""
+        if proc.read_stat(self.pid).state in "ZX":
+            return next(self._other_threads(), self.pid)
+        return self.pid
+
+    def _other_threads(self) -> Iterator[int]:
+        """The threads that live, without the main one."""
+        for tid in self.threads():
+            try:
+                if tid != self.pid and proc.read_stat(self.pid, tid).state not in "ZX":
+                    yield tid
+            except ProcessGone:
+                continue
+
     def maps(self) -> list[Mapping]:
-        """The address space, in address order."""
-        return proc.parse_maps(proc.read_file(f"/proc/{self.pid}/maps"))
+        """The address space, in address order; that of a kernel thread is empty."""
+        text = proc.read_file(f"/proc/{self.pid}/maps")
+        others = self._other_threads()
+        while not text:
+            tid = next(others, None)
+            if tid is None:
+                if proc.read_stat(self.pid).kernel_thread:
+                    return []
+                raise ProcessGone(f"process {self.pid} ended; nothing left to do")
+            with contextlib.suppress(ProcessGone):
+                text = proc.read_file(f"/proc/{tid}/maps")
+        return proc.parse_maps(text)
 
     def threads(self) -> list[int]:
         """Thread ids, now."""
@@ -107,7 +135,7 @@ class LinuxProcess:
 
     def _memory(self) -> int:
         if self._memory_fd < 0:
-            path = f"/proc/{self.pid}/mem"
+            path = f"/proc/{self.view()}/mem"
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             except (FileNotFoundError, ProcessLookupError):
@@ -128,22 +156,21 @@ class LinuxProcess:
     def _alive_or_raise(self) -> None:
         """An empty answer of /proc/PID/mem means that the address space is gone: the process ended or called exec."""
         self.check_same()
-        stat = proc.read_stat(self.pid)
-        if stat.state in "ZX":
-            raise ProcessGone(f"process {self.pid} ended; nothing left to do")
+        self.maps()
         raise ProcessGone(f"process {self.pid} became another program; look at it again")
 
     def module_path(self, mapping: Mapping) -> str:
         """A path in our namespace that opens the very file behind a mapping (proc(5): map_files, needs privilege)."""
         if not mapping.inode:
             raise ProcessError(f"no file is behind the mapping at {mapping.start:#x} of process {self.pid}")
-        path = f"/proc/{self.pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+        view = self.view()
+        path = f"/proc/{view}/map_files/{mapping.start:x}-{mapping.end:x}"
         try:
             os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             return path
         except OSError as error:
             reason = error.strerror
-        for other in (f"/proc/{self.pid}/root{mapping.path}", f"/proc/{self.pid}/exe"):
+        for other in (f"/proc/{view}/root{mapping.path}", f"/proc/{view}/exe"):
             try:
                 found = os.stat(other)
             except OSError:
@@ -170,13 +197,19 @@ class LinuxProcess:
                 or self._special(status)
             )
         except ProcessGone:
-            return "it ended"
+            return ENDED
         except ProcessError as error:
             return str(error)
 
+    def refusal(self, what: str, reason: str) -> ProcessError:
+        """The error to raise for a ``reason`` of :meth:`untouchable`."""
+        if reason.startswith(ENDED):
+            return ProcessGone(f"process {self.pid} ended; nothing left to do")
+        return ProcessError(f"process {self.pid} {what}: {reason}")
+
     def _not_alive(self, stat: proc.Stat) -> str | None:
         if stat.state in "ZX" and len(proc.list_threads(self.pid)) <= 1:
-            return "it ended (a zombie that its parent has not looked at)"
+            return f"{ENDED} (a zombie that its parent has not looked at)"
         if stat.kernel_thread:
             return "it is a thread of the kernel"
         if self.pid == os.getpid():
@@ -206,10 +239,10 @@ class LinuxProcess:
 
     def _foreign(self) -> str | None:
         try:
-            with open(f"/proc/{self.pid}/exe", "rb") as file:
+            with open(f"/proc/{self.view()}/exe", "rb") as file:
                 head = file.read(20)
         except FileNotFoundError:
-            return "it has no program file"
+            return ENDED  # it has given up its memory already, or is about to be a zombie
         except OSError as error:
             return f"its program file cannot be read: {error.strerror}"
         if head[:4] != b"\x7fELF" or (head[4], int.from_bytes(head[18:20], "little")) != _ELF64_X86_64:
@@ -250,7 +283,7 @@ class LinuxProcess:
     def _tools(self, call: bool = False) -> gadgets.Gadgets:
         reason = self.untouchable()
         if reason is not None:
-            raise ProcessError(f"process {self.pid} must not be touched: {reason}")
+            raise self.refusal("must not be touched", reason)
         tools = gadgets.find(self.maps(), self.read)
         if tools.restorer is None or tools.syscall_ret is None:
             raise ProcessError(

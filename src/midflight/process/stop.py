@@ -23,7 +23,7 @@ from midflight.errors import ProcessError, ProcessGone
 from midflight.process import frame, gadgets, step
 from midflight.process import ptrace as pt
 from midflight.process.faults import point
-from midflight.process.maps import list_threads, parse_maps, read_file, read_stat
+from midflight.process.maps import list_threads, read_file, read_stat
 from midflight.process.model import Mapping, Stack, Thread
 from midflight.process.wait import Waiter, give_up_on, pending_signal, sweep_stuck
 
@@ -64,6 +64,7 @@ class Stop:
         self._own_mask: set[int] = set()
         self._gc = False
         self._task_fd = -1
+        self._view = process.pid
         self._registers: dict[int, tuple[int, ...]] = {}
 
     # -- before the clock ------------------------------------------------------------------------------------------
@@ -88,6 +89,7 @@ class Stop:
             found = gadgets.find(self.process.maps(), self.process.read)
             self._restorers = [_needle(address) for address in found.restorers]
             self._buffer = ctypes.create_string_buffer(pt.REGS_SIZE)
+            self._view = self.process.view()
             self._read_mappings()
             point("stop.seized")
             self._began = time.perf_counter()
@@ -136,7 +138,7 @@ class Stop:
                 raise ProcessGone(f"process {pid} ended; nothing left to do")
             return False
         reason = self.process.untouchable() or os.strerror(code)
-        raise ProcessError(f"cannot attach to thread {tid} of process {pid}: {reason}")
+        raise self.process.refusal(f"cannot be stopped (thread {tid})", reason)
 
     def _refuse_unstoppable(self) -> None:
         """Wait outside the clock for threads in uninterruptible sleep: they cannot be interrupted, nor released."""
@@ -166,8 +168,7 @@ class Stop:
         )
 
     def _read_mappings(self) -> None:
-        text = read_file(f"/proc/{self.process.pid}/maps")
-        self._mappings = [m for m in parse_maps(text) if m.readable]
+        self._mappings = [m for m in self.process.maps() if m.readable]
         self._starts = [m.start for m in self._mappings]
 
     # -- inside the clock ------------------------------------------------------------------------------------------
@@ -351,7 +352,7 @@ class Stop:
                 remote = (ctypes.c_uint64 * len(flat))(*flat)
                 local = (ctypes.c_uint64 * 2)(base + offset, want)
                 got = pt.process_vm_readv(
-                    self.process.pid, ctypes.addressof(local), 1, ctypes.addressof(remote), len(group), 0
+                    self._view, ctypes.addressof(local), 1, ctypes.addressof(remote), len(group), 0
                 )
                 for start, size, _ in group:
                     offsets.append(offset)
