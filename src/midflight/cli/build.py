@@ -93,6 +93,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from midflight.trust.keys import load_private_key
 
     overrides = parse_overrides(args.override)
+    args.name = args.name or Path(args.image).name
+    args.cve = list(dict.fromkeys(args.cve))
+    _check_labels(args)
     if not args.output.absolute().parent.is_dir():
         raise InputError(f"the folder of {args.output} does not exist; make it first")
     signer = load_private_key(args.key)
@@ -146,6 +149,27 @@ def parse_overrides(words: Sequence[str]) -> dict[tuple[str, str], str]:
             raise InputError(f"--override has {code} for {symbol} twice; give one reason")
         found[code, symbol] = reason.strip()
     return found
+
+
+def _check_labels(args: argparse.Namespace) -> None:
+    """Let the format itself look at what the author wrote, before anything is built for minutes.
+
+    Raises:
+        InputError: a name, number or text that a hotpatch cannot have.
+    """
+    from midflight.patch.encoding import decode_manifest, encode_manifest
+    from midflight.patch.fields import FieldError
+    from midflight.patch.manifest import SCHEMA_VERSION, Manifest
+
+    labels = (args.name, args.sequence, args.description, tuple(args.cve))
+    manifest = Manifest(SCHEMA_VERSION, *labels, "2000-01-01T00:00:00Z", "midflight", "none", "0" * 64, ())
+    try:
+        decode_manifest(encode_manifest(manifest))
+    except FieldError as error:
+        option = {"name": "--name", "sequence": "--sequence", "description": "--description", "cves": "--cve"}
+        field = re.search(r"\w+", error.path)
+        if field and field[0] in option:
+            raise InputError(f"{option[field[0]]} {error.reason}") from None
 
 
 @contextmanager
