@@ -286,6 +286,7 @@ class _Difference:
                 self.find("MF104", self.post.path.name, side=side)
                 return
         self.findings.extend(layout.compare_layouts(self.pre.file, self.post.file, self.post.path))
+        self._check_variables()
         if not self.changed:
             return
         before, after = layout.signatures(self.pre.file), layout.signatures(self.post.file)
@@ -294,6 +295,15 @@ class _Difference:
                 was, now = before.get(old.name), after.get(new.name)
                 if was is not None and now is not None and was != now:
                     self._check_callers(old, new, was, now)
+
+    def _check_variables(self) -> None:
+        """What a variable holds must mean to the new code what it means to the old."""
+        before, after = layout.variables(self.pre.file), layout.variables(self.post.file)
+        for old, new in self.pairs:
+            if STORAGE[new.kind] in ("writable", "tls") and old.size == new.size:  # else there is MF116
+                was, now = before.get(old.name), after.get(new.name)
+                if was is not None and now is not None and was != now:
+                    self.find("MF111", new.name, what=f"the type of the variable changed from {was} to {now}")
 
     def _check_callers(self, old: Atom, new: Atom, was: str, now: str) -> None:
         holder = address_taken(self.pre, old.key)

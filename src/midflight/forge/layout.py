@@ -52,6 +52,8 @@ class _TypeTable:
     enumerations: dict[str, int] = field(default_factory=dict)
     """Name to size in bytes."""
     signatures: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+    """Types of the variables that the object defines outside of functions, by linkage name."""
     sources: list[str] = field(default_factory=list)
     """The main source file of each unit."""
     usable: bool = False
@@ -75,6 +77,8 @@ class _Reader:
                 self._add_enumeration(die)
             elif die.tag == dwarf.SUBPROGRAM:
                 self._add_function(die)
+            elif die.tag == dwarf.VARIABLE:
+                self._add_variable(die)
             elif die.tag == dwarf.COMPILE_UNIT and die.name:
                 self.table.sources.append(str(Path(str(die.attributes.get(dwarf.DIRECTORY, "."))) / die.name))
         return self.table
@@ -204,6 +208,16 @@ class _Reader:
         whole = chain[1] if dwarf.ORIGIN in die.attributes and len(chain) > 1 else die
         self.table.signatures.setdefault(names[0], f"{self._type(typed)} ({self._parameters(whole)})")
 
+    def _add_variable(self, die: Die) -> None:
+        if dwarf.DECLARATION in die.attributes:
+            return
+        declared = self._dies.get(die.number(dwarf.SPECIFICATION) or -1)
+        chain = [die] if declared is None else [die, declared]
+        names = [d.attributes[a] for a in (dwarf.LINKAGE_NAME, dwarf.NAME) for d in chain if a in d.attributes]
+        typed = next((d for d in chain if dwarf.TYPE in d.attributes), None)
+        if typed is not None and names and isinstance(names[0], str):
+            self.table.variables.setdefault(names[0], self._type(typed))
+
 
 def _count(subrange: Die) -> str:
     count = subrange.number(dwarf.COUNT)
@@ -253,6 +267,15 @@ def signatures(file: Path) -> Mapping[str, str]:
         ImageError: the debug information is malformed.
     """
     return _table(file).signatures
+
+
+def variables(file: Path) -> Mapping[str, str]:
+    """The types of the variables that an object defines outside of functions, by linkage name: ``struct s *``.
+
+    Raises:
+        ImageError: the debug information is malformed.
+    """
+    return _table(file).variables
 
 
 def sources(file: Path) -> tuple[str, ...]:
