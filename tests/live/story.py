@@ -54,10 +54,12 @@ class Story:
         return {item["name"] for item in self.built["report"]["functions"]}
 
 
-def tell(fixes: Fix | Sequence[Fix], questions: Sequence[str], program: Path | None = None, **options: Any) -> Story:
-    """Start the program, and ask before, with, and after each of ``fixes``; memory must be explained each time."""
+def tell(
+    fixes: Fix | Sequence[Fix], questions: Sequence[str], program: Path | None = None, *arguments: str, **options: Any
+) -> Story:
+    """Start the program, and ask before, with, and after all of ``fixes``; memory must be explained each time."""
     fixes = [fixes] if isinstance(fixes, Fix) else list(fixes)
-    with Target.start(program or fixes[0].image, **options) as target:
+    with Target.start(program or fixes[0].image, *arguments, **options) as target:
         before = {question: target.ask(question) for question in questions}
         applied = [fix.apply(target.pid) for fix in fixes]
         after = {question: target.ask(question) for question in questions}
