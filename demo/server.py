@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -95,7 +96,7 @@ class Server:
         self.stop()
 
     def stop(self) -> None:
-        """End nginx; returns when it is gone."""
+        """End nginx, and remove its folder."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
@@ -104,6 +105,7 @@ class Server:
                 self._process.kill()
                 self._process.wait()
         self._output.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def workers(self) -> list[int]:
         """The process ids of the workers, now."""
