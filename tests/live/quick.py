@@ -3,11 +3,10 @@ itself does not matter."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from midflight.engine import integrity, ledger
@@ -117,9 +116,12 @@ class Signed:
 
 def signed(lab: Lab, hotpatch: Handmade) -> Signed:
     """Write the file that the commands take."""
-    digest = hashlib.sha256(hotpatch.digest.encode()).hexdigest()[:16]
-    path = lab.folder / f"{hotpatch.manifest.name}-{digest}.hotpatch"
-    write_hotpatch(path, hotpatch.manifest, hotpatch.payloads, load_private_key(lab.key, ask=False))
+    path = lab.folder / f"{hotpatch.manifest.name}-{hotpatch.digest[:16]}.hotpatch"
+    target = hotpatch.manifest.targets[0]
+    member = f"payload/{target.build_id}.bin"
+    manifest = replace(hotpatch.manifest, targets=(replace(target, payload=member),))
+    payloads = {member: hotpatch.payloads[target.payload]}
+    write_hotpatch(path, manifest, payloads, load_private_key(lab.key, ask=False))
     return Signed(path, lab.trust)
 
 
