@@ -264,10 +264,21 @@ class _Difference:
                 self.find("MF118", name, what=f"the static variable {name} could be {others}")
             if _COLLECTED.match(atom.section) and atom.section != "COMMON" and atom.kind != "function":
                 self.find("MF151", name, what=f"{name} is a new entry", section=atom.section)
+        self._check_collected()
         for key in self.gone:
             atom = self.pre.atoms[key]
             if atom.kind == "function" and not is_cold(atom):
                 self._check_gone(atom)
+
+    def _check_collected(self) -> None:
+        """Unnamed entries (made by inline assembler) that lead into replaced code, or that run has not."""
+        for key, atom in self.post.atoms.items():
+            if atom.name or atom.kind == "function" or not _COLLECTED.match(atom.section):
+                continue
+            twin = self.pre.atoms.get(key)
+            leads = any(r.atom in self.changed or r.atom in self.replaced for r in atom.references)
+            if leads or twin is None or twin.size != atom.size:
+                self.find("MF151", atom.section, what="an entry for the new code would be needed", section=atom.section)
 
     def _check_gone(self, atom: Atom) -> None:
         holder = address_taken(self.pre, atom.key)
