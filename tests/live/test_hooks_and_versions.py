@@ -208,11 +208,11 @@ def test_probe_that_fails_takes_the_hotpatch_out(three: tuple[Fix, Fix, Fix], pr
         assert check(target.pid)["processes"][0]["clean"]
 
 
-def test_probe_that_fails_brings_the_predecessor_back(three: tuple[Fix, Fix, Fix]) -> None:
+def test_probe_that_fails_after_a_replacement_returns_to_the_bytes_on_disk(three: tuple[Fix, Fix, Fix]) -> None:
     with Target.start(three[0].image) as target:
         three[0].apply(target.pid)
         three[1].apply(target.pid, options=["--probe", "false"], status=1)
-        assert target.ask("10") in ("21 11", "11 11")
+        assert target.ask("10") == "11 11"
         assert check(target.pid)["processes"][0]["clean"]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midflight.cli import processes as shared
@@ -11,6 +13,7 @@ from midflight.cli.output import Output, Styled
 
 if TYPE_CHECKING:
     from midflight.engine.ledger import Ledger
+    from midflight.process.model import Process
 
 HELP = """\
 Shows, per process, the hotpatches that its memory carries, as the record inside the process says: image and baseline
@@ -19,12 +22,15 @@ Shows, per process, the hotpatches that its memory carries, as the record inside
 States: applied (in force, and its jumps are really there); lost (its library was unloaded); retired (taken out or
 replaced, memory kept); prepared, committing, reverting (left by a run that was killed: use midflight recover).
 
---perf-map prints the symbols of new code in the form that perf reads from /tmp/perf-PID.map."""
+--perf-map prints the symbols of new code in the form that perf reads from /tmp/perf-PID.map. --gdb DIR writes, for
+each hotpatch in a process, an ELF file with the symbols and the unwind data of new code, and a file of commands that
+makes gdb read them."""
 
 EXAMPLES = """\
 midflight status
 midflight status --pid 4711 --json
-midflight status --pid 4711 --perf-map > /tmp/perf-4711.map"""
+midflight status --pid 4711 --perf-map > /tmp/perf-4711.map
+midflight status --pid 4711 --gdb /tmp/symbols && gdb -p 4711 -x /tmp/symbols/4711.gdb"""
 
 EXIT_STATUS = """\
 0  shown
@@ -36,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this command."""
     shared.add_selection(parser, required=False)
     parser.add_argument("--perf-map", action="store_true", help="print symbols of new code for perf, and nothing else")
+    parser.add_argument("--gdb", type=Path, metavar="DIR", help="write symbols and unwind data of new code for gdb")
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
@@ -47,12 +54,15 @@ def run(args: argparse.Namespace, out: Output) -> int:
     found: list[tuple[int, Ledger]] = []
     errors: dict[int, str] = {}
     gone: set[tuple[int, int]] = set()
+    scripts: list[str] = []
     for process in shared.chosen(args.pid):
         with process:
             try:
                 ledgers = find_ledgers(process)
                 found += [(process.pid, ledger) for ledger in ledgers]
                 gone |= {(process.pid, i.base) for i in ledgers if i.in_force and lost(process, i, ledgers)}
+                if args.gdb and ledgers:
+                    scripts.append(str(_write_for_gdb(process, ledgers, args.gdb)))
             except ProcessGone:
                 continue
             except MidflightError as error:
@@ -61,14 +71,26 @@ def run(args: argparse.Namespace, out: Output) -> int:
                     errors[process.pid] = str(error)
     if args.perf_map:
         return _perf_map(found, out)
-    out.result({"processes": _plain(found, gone), "errors": errors})
+    out.result({"processes": _plain(found, gone), "errors": errors, **({"gdb": scripts} if args.gdb else {})})
     _show(out, found, gone, bool(args.pid))
     for pid, text in errors.items():
         out.line(f"{pid}: ", Styled(text, "bad"))
+    for script in scripts:
+        out.line(f"for gdb: -x {script}")
     if not found and not errors:
         out.line("no process carries a hotpatch")
     half = [ledger for _, ledger in found if ledger.state.name in ("PREPARED", "COMMITTING", "REVERTING")]
     return 1 if errors or half else 0
+
+
+def _write_for_gdb(process: Process, ledgers: Sequence[Ledger], folder: Path) -> Path:
+    from midflight.cli.symbolfile import write_symbol_files
+    from midflight.errors import InputError
+
+    try:
+        return write_symbol_files(process, ledgers, folder)
+    except OSError as error:
+        raise InputError(f"symbols cannot be written to {folder}: {error.strerror}; give another folder") from error
 
 
 def _when(nanoseconds: int) -> str:
