@@ -45,14 +45,22 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from midflight.engine.inventory import find_ledgers
     from midflight.engine.modules import Files
     from midflight.engine.revert import revert
-    from midflight.errors import MidflightError
+    from midflight.errors import MidflightError, ProcessGone
 
     wanted = _wanted(args)
     outcomes: list[Outcome] = []
+    hidden = 0
     with Files() as files:
         for process in shared.chosen(args.pid):
             with process:
                 if args.all:
+                    try:
+                        process.maps()
+                    except ProcessGone:
+                        continue
+                    except MidflightError:
+                        hidden += 1
+                        continue
                     try:
                         if not any(wanted(ledger) for ledger in find_ledgers(process)):
                             continue
@@ -68,6 +76,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         shared.show(out, outcomes)
     else:
         out.line("it is in no process")
+    if hidden:
+        out.line(f"{hidden} more could not be looked at, being other users' (run as root)")
     return 1 if any(o.outcome == "failed" for o in outcomes) else 0
 
 

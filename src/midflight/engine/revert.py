@@ -105,7 +105,20 @@ def _withdraw(context: Context, ledgers: Sequence[Ledger]) -> tuple[float, int]:
 
 
 def _give_back_soon(context: Context, ledger: Ledger, idle: bool) -> bool:
-    """Give back the memory of a retired hotpatch, if threads leave it soon and nothing can refer to it."""
+    """Give back the memory of a retired hotpatch, if threads leave it soon and nothing can refer to it.
+
+    The hotpatch is out of force in any case: a process that cannot be changed just now (it waits for a vfork child,
+    say) keeps the memory, for ``recover`` to give back.
+    """
+    try:
+        return _give_back(context, ledger, idle)
+    except ProcessGone:
+        raise
+    except MidflightError:
+        return False
+
+
+def _give_back(context: Context, ledger: Ledger, idle: bool) -> bool:
     if ledger.record.escapes:
         return False
     code = _code([ledger])
