@@ -157,3 +157,20 @@ def test_code_that_the_linker_folded(tmp_path: Path) -> None:
     twin = USER + f.replace("f(", "k(")
     kit = Kit(flags=("-O2", "-ffunction-sections"), link=("-fuse-ld=lld", "-Wl,--icf=all"))
     spring(tmp_path, {"a.c": f, "b.c": twin}, {"a.c": f.replace("* 7", "* 8")}, "MF134", kit=kit)
+
+
+SWITCH = """switch (x) { case 0: return "zero"; case 1: return "one"; case 2: return "two"; case 3: return "three";
+  case 4: return "four and more"; case 5: return "five5"; }"""
+
+
+@pytest.mark.parametrize("before", ["", SWITCH], ids=["new", "changed"])
+@pytest.mark.parametrize(
+    "kit", [Kit("clang"), Kit("clang", flags=("-O1",), library=True), Kit(flags=("-O2", "-fPIC"))], ids=str
+)
+def test_a_table_of_offsets_to_strings(tmp_path: Path, kit: Kit, before: str) -> None:
+    text = f"""
+{N} const char *f(int x) {{ BODY return "none"; }}
+int before(void) {{ return 0; }}
+int work(void) {{ for (int i = 0; i < 8; i++) puts(f(i)); return 0; }}"""
+    fixed = text.replace("BODY", SWITCH.replace("two", "TWO"))
+    spring(tmp_path, {"a.c": C + text.replace("BODY", before)}, {"a.c": C + fixed}, "works", kit=kit)

@@ -468,7 +468,11 @@ def _reference(
         if relocation.type in PC_RELATIVE and instruction_end is None and in_code:
             # an entry of a jump table: label - table, so the addend has the entry's offset in the table in it
             bias = layout.table_start(piece, relocation.offset) - relocation.offset
-        target = layout.locate(symbol.section, value + relocation.addend + bias)
+        if relocation.type in PC_RELATIVE and instruction_end is None and relocation.addend == offset:
+            bias = -offset  # clang's tables of strings: string - table, by a label of the string
+        # A label says by itself what is meant; of a section only the place in it does.
+        meant = value if symbol.type != "section" else value + relocation.addend + bias
+        target = layout.locate(symbol.section, meant)
     else:
         target = layout.locate(symbol.section, value)
     assert target is not None
