@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from midflight.errors import ImageError, ProcessError
+from midflight.errors import ImageError, ProcessError, ProcessGone
 from midflight.image import unwind
 from midflight.image.elf import ElfFile
 from midflight.image.layout import PAGE
@@ -55,6 +55,7 @@ class Files:
         try:
             status = os.stat(path)
         except OSError as error:
+            process.maps()  # raises ProcessGone when it is that
             raise ProcessError(f"process {process.pid}: cannot open {mapping.path} ({error.strerror})") from error
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         if key not in self._images:
@@ -121,6 +122,8 @@ class Modules:
         code = next(m for m in group if m.executable)
         try:
             key, elf = self.files.image(self.process, code)
+        except ProcessGone:
+            raise
         except ProcessError:
             return []
         if elf is None:

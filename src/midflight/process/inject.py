@@ -345,6 +345,11 @@ def _take(
     except ProcessLookupError:
         return None, f"thread {tid} ended"
     except OSError as error:
+        try:
+            if read_stat(process.pid, tid).exiting:
+                return None, f"thread {tid} is ending"
+        except ProcessGone:
+            return None, f"thread {tid} ended"
         reason = process.untouchable() or f"attaching to thread {tid} failed: {error.strerror}"
         raise process.refusal("cannot be changed", reason) from None
     taken = Hijack(process, tid, tools)

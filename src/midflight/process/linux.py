@@ -177,6 +177,7 @@ class LinuxProcess:
                 continue
             if found.st_ino == mapping.inode and (os.major(found.st_dev), os.minor(found.st_dev)) == mapping.device:
                 return other
+        self.maps()  # raises ProcessGone when it is that
         raise ProcessError(
             f"the file behind {mapping.path!r} of process {self.pid} cannot be opened ({reason}); run as root"
         )

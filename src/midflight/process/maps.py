@@ -9,6 +9,7 @@ from midflight.errors import ProcessError, ProcessGone
 from midflight.process.model import Mapping
 
 PF_KTHREAD = 0x00200000  # include/linux/sched.h
+PF_EXITING = 0x00000004
 
 
 def read_file(path: str) -> bytes:
@@ -78,6 +79,11 @@ class Stat:
     def kernel_thread(self) -> bool:
         """A thread of the kernel: it has no program."""
         return bool(self.flags & PF_KTHREAD)
+
+    @property
+    def exiting(self) -> bool:
+        """On its way out: ptrace(2) refuses to attach, as if it were not permitted."""
+        return bool(self.flags & PF_EXITING) or self.state in "ZX"
 
 
 def read_stat(pid: int, tid: int | None = None) -> Stat:

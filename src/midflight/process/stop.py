@@ -129,14 +129,16 @@ class Stop:
         if code == errno.ESRCH:
             return False
         try:
-            state = read_stat(pid, tid).state
+            stat = read_stat(pid, tid)
         except ProcessGone:
             return False
-        if state in "ZX":
+        if stat.state in "ZX":
             self._dead.add(tid)
             if tid == pid and len(list_threads(pid)) == 1:
                 raise ProcessGone(f"process {pid} ended; nothing left to do")
             return False
+        if stat.exiting:
+            return False  # gone, or a zombie, when the threads are listed again
         reason = self.process.untouchable() or os.strerror(code)
         raise self.process.refusal(f"cannot be stopped (thread {tid})", reason)
 
