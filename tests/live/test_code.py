@@ -26,6 +26,7 @@ FLAGS = {
     "bind-now": "cc -O2 -Wl,-z,now -fno-plt",
     "clang": "clang -O2",
     "clang-no-pie": "clang -O1 -no-pie -fno-pie",
+    "clang-O0": "clang -O0",
 }
 
 

@@ -41,11 +41,13 @@ def story(fixes: list[Fix]) -> Story:
     return tell(fixes, QUESTIONS, folder / "user", "./libtop.so", cwd=folder)
 
 
-@pytest.fixture(scope="module", params=["cc -O2", "cc -O2 -fno-plt -fno-semantic-interposition", "clang -O2"])
+FLAGS = {"gcc": "cc -O2", "no-plt": "cc -O2 -fno-plt -fno-semantic-interposition", "clang": "clang -O2"}
+
+
+@pytest.fixture(scope="module", params=FLAGS)
 def library(request: pytest.FixtureRequest, lab: Lab) -> Story:
     """What a program said whose library was patched."""
-    number = str(request.param_index)
-    return story([build(lab, f"library-{number}", request.param, "libtop.so", "library.c")])
+    return story([build(lab, f"library-{request.param}", FLAGS[request.param], "libtop.so", "library.c")])
 
 
 def test_code_and_data_of_a_loaded_library(library: Story) -> None:
