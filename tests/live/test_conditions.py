@@ -296,6 +296,12 @@ def test_preloaded_libraries(tmp_path: Path, program: Path) -> None:
         assert target.ask() == "1 0"
 
 
+def test_a_process_that_valgrind_translates_is_refused(program: Path) -> None:
+    with Target.start(Path("valgrind"), "-q", str(program)) as target:
+        refused(target, make(program, {"answer": returns(2)}), "valgrind")
+        assert target.ask() == "1 0"
+
+
 def test_a_profiler_that_samples_meanwhile(target: Target, program: Path) -> None:
     # PERF_TYPE_SOFTWARE, PERF_COUNT_SW_TASK_CLOCK, sampled every 100 us (perf_event_open(2)), as perf record does.
     attributes = bytearray(112)

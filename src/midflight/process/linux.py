@@ -242,12 +242,16 @@ class LinuxProcess:
         try:
             with open(f"/proc/{self.view()}/exe", "rb") as file:
                 head = file.read(20)
+            path = os.readlink(f"/proc/{self.view()}/exe")
         except FileNotFoundError:
             return ENDED  # it has given up its memory already, or is about to be a zombie
         except OSError as error:
             return f"its program file cannot be read: {error.strerror}"
         if head[:4] != b"\x7fELF" or (head[4], int.from_bytes(head[18:20], "little")) != _ELF64_X86_64:
             return "it is not a 64-bit x86-64 program"
+        # Its code is mapped, but what runs is a translation that would not change with it.
+        if "/valgrind/" in path:
+            return "it runs under valgrind"
         return None
 
     def _special(self, status: dict[str, str]) -> str | None:
