@@ -75,7 +75,7 @@ def applied(target: Target | int, hotpatch: Handmade, **limits: float) -> Outcom
 
 def reverted(target: Target | int, **limits: float) -> Outcome:
     """Revert; it must work."""
-    outcome = take(target, **limits)
+    outcome = take(target, "", **limits)
     assert outcome.outcome == "reverted", outcome
     return outcome
 

@@ -173,7 +173,7 @@ int main(int argc, char **argv) {
 
 def test_a_library_that_is_loaded_several_times_from_several_places(tmp_path: Path) -> None:
     library = compile_c(tmp_path, "libanswer.so", LIBRARY, "-shared", "-fPIC")
-    copy = shutil.copy(library, tmp_path / "copy.so")
+    copy = str(shutil.copy(library, tmp_path / "copy.so"))
     loader = compile_c(tmp_path, "loader", LOADER)
     hotpatch = make(library, {"answer": returns(2)})
     with Target.start(loader, str(library), str(library), copy, copy) as target:
