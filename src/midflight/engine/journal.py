@@ -119,6 +119,22 @@ def announced() -> Iterator[Announcement]:
             continue
 
 
+def _open_locked(path: Path) -> int | None:
+    """A handle that holds the lock; None while another engine has it, or has just removed the file."""
+    import fcntl
+
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The name must still be this file's: whoever held it before removes it when done.
+        if os.fstat(handle).st_ino == path.stat().st_ino:
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(handle)
+    return None
+
+
 @contextmanager
 def lock(pid: int, start_time: int, timeout: float = 10.0) -> Iterator[None]:
     """Keep every other engine on this machine away from one process. Released by the kernel if we are killed.
@@ -126,30 +142,20 @@ def lock(pid: int, start_time: int, timeout: float = 10.0) -> Iterator[None]:
     Raises:
         EngineError: another one works on it for longer than ``timeout`` seconds.
     """
-    import fcntl
-
     path = folder() / f"{pid}-{start_time}.lock"
     deadline = time.monotonic() + timeout
     try:
         _make_folder(path.parent)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        while (handle := _open_locked(path)) is None:
+            if time.monotonic() >= deadline:
+                raise EngineError(f"process {pid} is being patched by another midflight: try again later")
+            time.sleep(0.005)
     except OSError as error:
         raise EngineError(f"cannot lock {path} ({error.strerror}): nothing was changed") from error
     try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() >= deadline:
-                    raise EngineError(f"process {pid} is being patched by another midflight: try again later") from None
-                time.sleep(0.005)
         yield
-        # Whoever waits for this name must not lock a file that another has replaced: so it stays until the process
-        # ends.
-        if not os.path.exists(f"/proc/{pid}"):
-            path.unlink(missing_ok=True)
     finally:
+        path.unlink(missing_ok=True)
         os.close(handle)
 
 
