@@ -166,6 +166,7 @@ class _Writer:
                 f"  r += (u)((double)(b & 1023) / {self.draw.randint(2, 9)}.5);",
                 f"  tls_g += {constant}; r += tls_g; tls_s += r & 3; r ^= tls_s;",
                 f"  shared_a ^= {constant}; r += shared_a + shared_z;",
-                f"  {{ char t[48]; memset(t, (int)(b & 127), sizeof t); t[a & 31] = 5; r += (u)t[b & 31] + {constant}; }}",
+                "  { char t[48]; memset(t, (int)(b & 127), sizeof t); t[a & 31] = 5; "
+                f"r += (u)t[b & 31] + {constant}; }}",
             )
         )
