@@ -69,7 +69,7 @@ def test_live_process_is_fixed_and_unfixed(
     hotpatch = tmp_path / "fix.hotpatch"
     built = build(case, ready, hotpatch, private)
     assert built.status == 0, built
-    assert _replaced(hotpatch, public) == case.expected.functions
+    assert _replaced(hotpatch, public) - case.expected.doubtful == case.expected.functions
 
     with case.expected.start(ready.tree, tmp_path) as target:
         pids = target.pids
