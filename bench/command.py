@@ -18,9 +18,10 @@ def _wall(*words: str) -> float:
 
 def _engine(one: Subject, pid: int) -> tuple[float, float]:
     """Milliseconds of an apply and a revert in this process, without start-up, signature and scanning."""
+    from midflight.engine.apply import apply
     from midflight.engine.modules import Files
     from midflight.engine.revert import revert
-    from midflight.engine.transaction import Limits, apply
+    from midflight.engine.transaction import Limits
     from midflight.patch.hotpatch import read_unverified
     from midflight.process.linux import LinuxProcess
 

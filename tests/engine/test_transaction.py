@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from midflight.engine import integrity, ledger
+from midflight.engine.apply import apply
 from midflight.engine.ledger import State
 from midflight.engine.modules import Files
-from midflight.engine.revert import recover, revert
-from midflight.engine.transaction import Limits, Outcome, apply
+from midflight.engine.recover import recover
+from midflight.engine.revert import revert
+from midflight.engine.transaction import Limits, Outcome
 from midflight.process.linux import LinuxProcess
 from tests.engine.handmade import Handmade, compile_c, make, returns
 from tests.engine.targets import ANSWER

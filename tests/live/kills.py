@@ -17,10 +17,12 @@ from pathlib import Path
 os.environ["MIDFLIGHT_KILL_LOG"] = os.devnull
 
 from midflight.engine import integrity, journal, ledger
+from midflight.engine.apply import apply
 from midflight.engine.ledger import State
 from midflight.engine.modules import Files
-from midflight.engine.revert import recover, revert
-from midflight.engine.transaction import Limits, apply
+from midflight.engine.recover import recover
+from midflight.engine.revert import revert
+from midflight.engine.transaction import Limits
 from midflight.process import faults
 from midflight.process.linux import LinuxProcess
 from tests.engine.handmade import Handmade, compile_c, leaf_frames, make, returns

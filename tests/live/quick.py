@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from midflight.engine import integrity, ledger
+from midflight.engine.apply import apply
 from midflight.engine.modules import Files
 from midflight.engine.revert import revert
-from midflight.engine.transaction import Limits, Outcome, apply
+from midflight.engine.transaction import Limits, Outcome
 from midflight.patch.hotpatch import write_hotpatch
 from midflight.process.linux import LinuxProcess
 from midflight.trust.keys import load_private_key

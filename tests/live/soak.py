@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midflight.engine import integrity
+from midflight.engine.apply import apply
 from midflight.engine.modules import Files
-from midflight.engine.revert import recover, revert
-from midflight.engine.transaction import Limits, apply
+from midflight.engine.recover import recover
+from midflight.engine.revert import revert
+from midflight.engine.transaction import Limits
 from midflight.process.linux import LinuxProcess
 from tests.engine.handmade import compile_c, make, returns
 from tests.live.harness import Target

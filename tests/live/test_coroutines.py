@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from midflight.engine.modules import Files
-from midflight.engine.revert import recover
+from midflight.engine.recover import recover
 from midflight.engine.transaction import Limits
 from midflight.process.linux import LinuxProcess
 from tests.engine.handmade import compile_c, make, returns

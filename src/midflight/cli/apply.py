@@ -86,8 +86,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _apply(args: argparse.Namespace, hotpatch: Hotpatch, files: Files, limits: Limits, out: Output) -> list[Outcome]:
+    from midflight.engine.apply import apply
     from midflight.engine.inventory import users
-    from midflight.engine.transaction import apply
 
     wanted = {target.build_id for target in hotpatch.manifest.targets}
     outcomes: dict[tuple[int, int], Outcome] = {}

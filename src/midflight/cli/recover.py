@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from midflight.engine import journal
     from midflight.engine.inventory import find_ledgers
     from midflight.engine.modules import Files
-    from midflight.engine.revert import recover
+    from midflight.engine.recover import recover
     from midflight.engine.transaction import Limits
     from midflight.errors import MidflightError
 

@@ -9,8 +9,11 @@ OS-neutral: everything that touches a process goes through ``midflight.process``
     stackcheck   decides whether a thread is in the way
     coroutines   finds stacks that no thread owns
     safepoint    decides whether a thread may run a call for us, and runs it
-    transaction  prepare, stop, check, write, go, verify - or back
-    revert       out again, and what a killed engine left (recover)
+    transaction  what all of them share: context, the stop in which nobody is in the way, giving memory back
+    apply        prepare, stop, check, write, go, verify - or back
+    withdraw     takes hotpatches out of force in one stop
+    revert       out again
+    recover      finishes or undoes what a killed engine left
     ledger       the record inside the target
     journal      announces memory before it carries a ledger
     integrity    code memory against disk plus ledger

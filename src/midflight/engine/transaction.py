@@ -1,6 +1,5 @@
-"""One apply in one process: plan, prepare, stop, check, write, go, verify - or back to the bytes that were there.
-
-Inside the stop there is only the stack check, reads of the bytes to be replaced, and small writes.
+"""What every transaction in a process shares: its context and limits, the stop in which nobody is in the way, and
+giving memory back. One transaction is all or nothing; what became of it is an outcome, never an exception.
 """
 
 from __future__ import annotations
@@ -9,14 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from midflight.engine import coroutines, journal, unwinding
 from midflight.engine import ledger as ledgers_of
+from midflight.engine import unwinding
 from midflight.engine.ledger import Ledger, State, Write
 from midflight.engine.modules import Files, Modules
-from midflight.engine.plan import Hotpatch, Inapplicable, Plan, lost, plan
-from midflight.engine.prepare import Prepared, discard, prepare
+from midflight.engine.plan import lost
+from midflight.engine.prepare import discard
+from midflight.engine.references import referred_to
 from midflight.engine.safepoint import SafePoint
-from midflight.engine.scope import Scope
 from midflight.engine.stackcheck import Busy, Range, StackCheck
 from midflight.errors import EngineError, MidflightError, ProcessGone
 from midflight.process.faults import point
@@ -25,6 +24,7 @@ from midflight.process.model import Process, Stopped
 _FIRST_WAIT, _LONGEST_WAIT = 0.0005, 0.05
 _STEP_OUT_AFTER = 2
 _FIRST_STEP, _LONGEST_STEP = 0.002, 0.05
+_PAUSES = (0.001, 0.004, 0.016)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,37 +97,9 @@ class Context:
             raise EngineError(f"process {self.process.pid}: the hook {name} of {ledger.record.name} returned {result}")
 
 
-def _ranges(prepared: Sequence[Prepared]) -> list[Range]:
-    """Code that nobody may be in when the entries are written."""
-    found = []
-    for item in prepared:
-        record = item.ledger.record
-        for function in record.functions:
-            # A thread that stands at the first byte goes on with whatever is there then: old code or jump.
-            found += [Range(w.address + 1, w.address + len(w.after), function.name) for w in function.writes]
-        found += trampolines(record.restores)
-        if item.plan.target.policy == "strict":
-            for function in record.functions:
-                found += [Range(a, a + s, function.name) for a, s in function.old]
-            for replaced in item.plan.replaces:
-                found += [Range(f.new[0], f.new[0] + f.new[1], f.name) for f in replaced.record.functions]
-    return found
-
-
 def trampolines(writes: Sequence[Write]) -> list[Range]:
     """Code that nobody may be in when trampolines are taken away: a short entry leads through its padding."""
     return [Range(w.address, w.address + len(w.after), f"the trampoline at {w.address:#x}") for w in writes]
-
-
-def _verify(process: Process, writes: Sequence[Write]) -> None:
-    """Prove, in the stop, the very bytes that are about to be replaced."""
-    for write in writes:
-        now = process.read(write.address, len(write.undo))
-        if now != write.undo:
-            raise EngineError(
-                f"process {process.pid}: the bytes at {write.address:#x} changed to {now.hex(' ')} meanwhile: nothing "
-                "was written (run `midflight check`)"
-            )
 
 
 def until_idle(
@@ -172,76 +144,20 @@ def _why_busy(pid: int, busy: Sequence[Busy], tried: float) -> str:
     )
 
 
-class _Commit:
-    """The writes of one transaction, made in the stop, undone in the same stop if one of them fails."""
-
-    def __init__(self, process: Process, prepared: Sequence[Prepared]) -> None:
-        self.process = process
-        self.prepared = prepared
-        self.writes = tuple(w for item in prepared for w in item.ledger.record.writes())
-        self.replaced = tuple(r for item in prepared for r in item.plan.replaces)
-
-    def __call__(self, _: Stopped) -> None:
-        _verify(self.process, self.writes)
-        for item in self.prepared:
-            ledgers_of.set_state(self.process, item.ledger, State.COMMITTING)
-        point("committing")
-        done: list[Write] = []
-        try:
-            for write in self.writes:
-                self.process.write(write.address, write.after)
-                done.append(write)
-                point("entry-written")
-        except BaseException:
-            for write in reversed(done):
-                self.process.write(write.address, write.undo)
-            for item in self.prepared:
-                ledgers_of.set_state(self.process, item.ledger, State.PREPARED if item.fresh else State.RETIRED)
-            raise
-        for item in self.prepared:
-            ledgers_of.set_state(self.process, item.ledger, State.APPLIED)
-            point("applied")
-        for replaced in self.replaced:
-            ledgers_of.set_state(self.process, replaced, State.RETIRED)
-            point("replaced")
+def left_over(process: Process, ledger: Ledger, everything: Sequence[Ledger]) -> bool:
+    """Whether a ledger is in a state that only a killed engine (or an unloaded library) leaves."""
+    if ledger.state is State.APPLIED:
+        return lost(process, ledger, everything)
+    return ledger.state is not State.RETIRED
 
 
-def _prepare_all(context: Context, plans: Sequence[Plan], hotpatch: Hotpatch, done: list[Prepared]) -> None:
-    """Prepare every plan; what is ``done`` is there for the caller to undo, whatever happens."""
-    process, limits = context.process, context.limits
-    order = max((item.order for item in context.ledgers()), default=0)
-    unwinder = unwinding.find(context.modules) if any(p.target.unwind for p in plans) else None
-    scope: Scope | None = None
-    for number, one in enumerate(plans, 1):
-        if one.target.unwind and one.target.unwind.throws and unwinder is None:
-            raise EngineError(
-                f"process {process.pid}: exceptions may pass through the new code, and no unwinder (libgcc_s) is "
-                "loaded to register it with: restart the process with a fixed build"
-            )
-        addresses = []
-        if one.target.imports:
-            # A resolver runs before anything else of a program is set up: it can neither lock nor allocate.
-            scope = scope or Scope(context.modules, lambda at: process.call(at, (), lambda t: t.complete, limits.call))
-            addresses = [scope.address(wanted) for wanted in one.target.imports]
-        registers = one.target.unwind is not None and unwinder is not None
-        done.append(prepare(process, one, hotpatch, addresses, registers, order + number))
-        point("prepared")
-        ledger = done[-1].ledger
-        if registers and unwinder is not None and not ledger.flags & ledgers_of.FLAG_UNWIND:
-            ledger = unwinding.register(context.modules, context.safe, unwinder, ledger, limits.call)
-            done[-1] = Prepared(one, ledger, done[-1].fresh)
-            point("registered")
-
-
-def _undo_prepared(context: Context, done: Sequence[Prepared]) -> None:
-    """Take back what failed: give back what was never entered, and roll back what was committed all the same."""
-    states = {ledger.base: ledger.state for ledger in context.ledgers()}
-    entered = [item for item in done if states.get(item.ledger.base) in (State.COMMITTING, State.APPLIED)]
-    if entered:
-        _rollback(context, entered)
-    for item in done:
-        if item.fresh and states.get(item.ledger.base) is State.PREPARED:
-            give_back(context, item.ledger)
+def code_of(ledgers: Sequence[Ledger]) -> list[Range]:
+    return [
+        Range(s.address, s.address + s.size, ledger.record.name)
+        for ledger in ledgers
+        for s in ledger.record.segments
+        if s.kind in ("code", "island")
+    ]
 
 
 def give_back(context: Context, ledger: Ledger) -> bool:
@@ -257,107 +173,31 @@ def give_back(context: Context, ledger: Ledger) -> bool:
     return True
 
 
-def _rollback(context: Context, prepared: Sequence[Prepared]) -> None:
-    """Undo a committed transaction: what it found is put back, replaced hotpatches are in force again."""
-    process = context.process
-    writes = [w for item in prepared for w in item.ledger.record.writes()]
+def give_back_soon(context: Context, ledger: Ledger, idle: bool) -> bool:
+    """Give back the memory of a retired hotpatch, if threads leave it soon and nothing can refer to it.
 
-    def act(_: Stopped) -> None:
-        for item in prepared:
-            ledgers_of.set_state(process, item.ledger, State.COMMITTING)
-        for item in prepared:
-            for replaced in item.plan.replaces:
-                ledgers_of.set_state(process, replaced, State.APPLIED)
-        for write in reversed(writes):
-            if process.read(write.address, len(write.after)) == write.after:
-                process.write(write.address, write.undo)
-        for item in prepared:
-            ledgers_of.set_state(process, item.ledger, State.RETIRED)
-
-    until_idle(context, StackCheck(trampolines(writes), context.modules.frames_at), act, context.limits)
-
-
-def apply(process: Process, hotpatch: Hotpatch, files: Files, limits: Limits, dry_run: bool = False) -> Outcome:
-    """Put a hotpatch into one process, in all instances of all its images, all or nothing.
-
-    Never raises for what can go wrong with a process: the outcome says it.
+    The hotpatch is out of force in any case: a process that cannot be changed just now (it waits for a vfork child,
+    say) keeps the memory, for ``recover`` to give back.
     """
-    outcome = Outcome(process.pid, process.start_time, "failed")
     try:
-        with journal.lock(process.pid, process.start_time):
-            _apply(process, hotpatch, files, limits, dry_run, outcome)
-    except Inapplicable as error:
-        already = "in force already" in str(error)
-        outcome.outcome, outcome.reason = "already" if already else "skipped", str(error)
-    except ProcessGone as error:
-        outcome.outcome, outcome.reason = "skipped", str(error)
-    except MidflightError as error:
-        outcome.reason = str(error)
-    return outcome
-
-
-def _apply(process: Process, hotpatch: Hotpatch, files: Files, limits: Limits, dry_run: bool, outcome: Outcome) -> None:
-    from midflight.engine.revert import recover_process
-
-    context = Context(process, files, limits)
-    existing = context.ledgers()
-    reason = process.untouchable()
-    if any(context.modules.with_build_id(t.build_id) for t in hotpatch.manifest.targets) and reason:
-        raise EngineError(f"process {process.pid} cannot be patched: {reason}")
-    if not dry_run and any(left_over(process, i, existing) for i in existing):
-        outcome.notes.append(recover_process(context).reason)
-        existing = context.ledgers()
-    plans = plan(context.modules, hotpatch, existing)
-    outcome.functions = tuple(f.function.name for p in plans for f in p.functions)
-    outcome.images = tuple(sorted({p.module.path for p in plans}))
-    if dry_run:
-        outcome.outcome = "would-apply"
-        return
-    prepared: list[Prepared] = []
-    try:
-        _prepare_all(context, plans, hotpatch, prepared)
-        for item in prepared:
-            context.call_hook(item.ledger, "before_apply")
-        check = StackCheck(_ranges(prepared), context.modules.frames_at)
-        coroutines.wait_until_clear(process, context.modules, check, limits.busy)
-        seconds, outcome.attempts = until_idle(context, check, _Commit(process, prepared), limits)
+        return _give_back(context, ledger, idle)
     except ProcessGone:
         raise
-    except BaseException:
-        _undo_prepared(context, prepared)
-        raise
-    _after(context, prepared, seconds, outcome)
+    except MidflightError:
+        return False
 
 
-def left_over(process: Process, ledger: Ledger, everything: Sequence[Ledger]) -> bool:
-    """Whether a ledger is in a state that only a killed engine (or an unloaded library) leaves."""
-    if ledger.state is State.APPLIED:
-        return lost(process, ledger, everything)
-    return ledger.state is not State.RETIRED
-
-
-def _after(context: Context, prepared: Sequence[Prepared], seconds: float, outcome: Outcome) -> None:
-    """Note the figures, verify from outside, run the hooks; anything unexpected goes back."""
-    process = context.process
-    outcome.stopped = seconds
-    outcome.memory = sum(item.ledger.size for item in prepared)
-    now = time.time_ns()
-    try:
-        for item in prepared:
-            ledgers_of.note_apply(process, item.ledger, now, round(seconds * 1e9))
-            for write in item.ledger.record.writes():
-                if process.read(write.address, len(write.after)) != write.after:
-                    raise EngineError(f"process {process.pid}: the entry at {write.address:#x} was not written")
-        point("verified")
-        for item in prepared:
-            context.call_hook(item.ledger, "after_apply")
-    except ProcessGone:
-        raise
-    except MidflightError as error:
-        try:
-            _rollback(context, prepared)
-        except MidflightError as worse:
-            raise EngineError(f"{error}; and it could not be taken out again: {worse}") from error
-        raise EngineError(f"{error}; the hotpatch was taken out again") from error
-    outcome.outcome = "applied"
-    outcome.reason = ""
+def _give_back(context: Context, ledger: Ledger, idle: bool) -> bool:
+    if ledger.record.escapes:
+        return False
+    code = code_of([ledger])
+    region = StackCheck(code, context.modules.frames_at)
+    for wait in _PAUSES:
+        if idle:
+            own = [(ledger.base, ledger.base + ledger.size)]
+            return not referred_to(context.process, code, own) and give_back(context, ledger)
+        time.sleep(wait)
+        with context.process.stop(context.limits.stop) as stopped:
+            idle = not region.busy(stopped.threads)
+            stopped.resume()
+    return False
