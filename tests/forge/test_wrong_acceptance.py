@@ -174,3 +174,31 @@ int before(void) {{ return 0; }}
 int work(void) {{ for (int i = 0; i < 8; i++) puts(f(i)); return 0; }}"""
     fixed = text.replace("BODY", SWITCH.replace("two", "TWO"))
     spring(tmp_path, {"a.c": C + text.replace("BODY", before)}, {"a.c": C + fixed}, "works", kit=kit)
+
+
+@pytest.mark.parametrize("kit", [Kit(), Kit("clang"), Kit(flags=("-O0",)), Kit(flags=("-O2", "-no-pie"))], ids=str)
+@pytest.mark.parametrize(
+    "use",
+    ["o->l = &lim;", "struct o t = {&lim, 1}; *o = t;", "keep(o, &lim, 1);", "o->l = same(1);"],
+    ids=["stored", "copied", "passed", "returned"],
+)
+def test_a_constant_whose_address_live_objects_hold(tmp_path: Path, kit: Kit, use: str) -> None:
+    text = f"""
+struct lim {{ int n; }}; struct o {{ const struct lim *l; long x; }}; static struct o *kept;
+static const struct lim lim = {{10}};
+{N} void keep(struct o *o, const struct lim *l, int x) {{ o->l = l; o->x = x; }}
+{N} const struct lim *same(int x) {{ return x ? &lim : 0; }}
+int before(void) {{ struct o *o = malloc(sizeof *o); {use} kept = o; return 0; }}
+int work(void) {{ printf("%d\\n", kept->l->n); return 0; }}"""
+    one(tmp_path, text, "{10}", "{5}", "MF115", kit=kit)
+
+
+@pytest.mark.parametrize("kit", [Kit(), Kit("clang"), Kit(flags=("-O0",)), Kit(flags=("-O2", "-fPIC"))], ids=str)
+def test_a_constant_whose_address_stays_in_its_function(tmp_path: Path, kit: Kit) -> None:
+    text = f"""
+static const int table[9] = {{3, 1, 4, 1, 5, 9, 2, 6, 5}};
+{N} int f(int x) {{ return table[x & 7] + 1; }}
+{N} int g(int n) {{ int s = 0; for (int i = 0; i < n; i++) s = s * 3 + table[i % 9]; return s; }}
+int before(void) {{ return 0; }}
+int work(void) {{ printf("%d %d\\n", f(2), g(9)); return 0; }}"""
+    one(tmp_path, text, "1, 4, 1", "1, 7, 1", "works", kit=kit)

@@ -15,6 +15,7 @@ from midflight.forge import layout, startup
 from midflight.forge.calls import address_taken, uses
 from midflight.forge.compare import Comparer
 from midflight.forge.correlate import STORAGE, Correlation, correlate
+from midflight.forge.escapes import NAME_STRING, escaping
 from midflight.forge.lines import LineTables, only_lines_differ
 from midflight.forge.model import Atom, Finding, ObjectCode, ObjectDiff, Reference
 from midflight.forge.refusals import finding
@@ -218,6 +219,17 @@ class _Difference:
             pointers = self._pointers_changed(old, atom)
             if pointers is not None:
                 self.find("MF152", atom.name or key, what=pointers)
+            elif not NAME_STRING.match(atom.name) and (holder := self._escapes.get(key)) is not None:
+                self.find("MF115", atom.name or key, who=f"whoever got its address from {holder}")
+
+    @cached_property
+    def _escapes(self) -> Mapping[str, str]:
+        """Replaced constants, by post key, whose address may be held by more than the functions that name them."""
+        to_pre = self.correlation.to_pre
+        found = dict(escaping(self.post, frozenset(self.replaced)))
+        before = escaping(self.pre, frozenset(to_pre[key] for key in self.replaced if key in to_pre))
+        found.update((key, before[to_pre[key]]) for key in self.replaced if to_pre.get(key) in before)
+        return found
 
     def _pointers_changed(self, old: Atom, new: Atom) -> str | None:
         """What changed among the pointers to functions and variables in a constant; labels and strings do not count."""

@@ -6,20 +6,17 @@ existing data and unchanged functions stay where they are.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from midflight.forge import relocs as r
 from midflight.forge.diff import is_cold
+from midflight.forge.escapes import NAME_STRING
 from midflight.forge.facts import Names
 from midflight.forge.match import Key, Wanted
 from midflight.forge.model import Atom, ObjectCode, ObjectDiff, Reference
 from midflight.forge.objects import Frame, frames
-
-# gcc's and clang's own names for the function's name as a string: nobody keeps their addresses.
-_NAME_STRING = re.compile(r"^__(?:func|FUNCTION|PRETTY_FUNCTION)__(?:\.\d+)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +123,7 @@ class Selection:
         if atom.kind in ("string", "other"):
             return True
         if atom.kind == "rodata":
-            return not atom.name or (_NAME_STRING.match(atom.name) is not None and not atom.references)
+            return not atom.name or (NAME_STRING.match(atom.name) is not None and not atom.references)
         if atom.kind == "data" and atom.size == 8 and len(atom.references) == 1 and atom.references[0].type == r.R_64:
             from_table = holder is not None and self.atom(holder).kind == "other"
             return atom.name.startswith("DW.ref.") or (not atom.name and from_table)
