@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from midflight.engine.modules import Files
+from midflight.engine.recover import recover
+from midflight.engine.transaction import Limits
+from midflight.process.linux import LinuxProcess
 from tests.engine.handmade import compile_c, make, returns
 from tests.live.harness import Lab, Target, midflight
-from tests.live.quick import HEAD, applied, clean, ledgers, reverted, signed
+from tests.live.quick import HEAD, applied, clean, ledgers, put, reverted, signed, take
 
 CONFINED = """
 #include <errno.h>
@@ -115,3 +122,29 @@ def test_without_the_privilege_to_suspend_a_filter_it_is_refused(lab: Lab, tmp_p
         assert target.ask() == "1 0"
         midflight("apply", hotpatch.path, "--trust", hotpatch.trust, "--pid", str(target.pid))
         assert target.ask() == "2 0"
+
+
+@pytest.mark.parametrize("how", ["no memory calls", "read write exit"])
+def test_a_confined_process_survives_the_death_of_the_engine(program: Path, how: str) -> None:
+    """The filter would kill it for the very calls that restore it, were its tracer to die with the engine."""
+    hotpatch = make(program, {"answer": returns(2)})
+    with Target.start(program, how) as target:
+        for step in range(60):
+            engine = os.fork()
+            if engine == 0:
+                try:
+                    for _ in range(10):
+                        put(target, hotpatch)
+                        take(target)
+                finally:
+                    os._exit(0)
+            time.sleep(0.002 + step * 0.0007)
+            os.kill(engine, signal.SIGKILL)
+            os.waitpid(engine, 0)
+            assert target.ask().split()[0] in "12"
+        with LinuxProcess(target.pid) as process, Files() as files:
+            assert recover(process, files, Limits(stop=30, call=30)).outcome in ("recovered", "nothing")
+        applied(target, hotpatch)
+        assert target.ask() == "2 0"
+        reverted(target)
+        assert target.ask() == "1 0"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from midflight.errors import ProcessError
-from midflight.process.linux import AddressTaken, LinuxProcess, processes
-from midflight.process.model import Thread
+from midflight.process.linux import LinuxProcess, processes
+from midflight.process.model import AddressTaken, Thread
 
 from .conftest import Start
 

@@ -22,7 +22,7 @@ from midflight.process import frame, gadgets
 from midflight.process import ptrace as pt
 from midflight.process.faults import point
 from midflight.process.maps import list_threads, read_stat
-from midflight.process.model import Mapping
+from midflight.process.model import Mapping, NoSafeThread
 from midflight.process.wait import SYSCALL_STOP, Waiter, give_up_on, pending_signal, sweep_stuck
 
 if TYPE_CHECKING:
@@ -330,7 +330,7 @@ def hijack(
                     taken.leave()
             return
         if time.monotonic() > deadline:
-            raise ProcessError(f"process {process.pid} has no thread to work in: {reason}; try again later")
+            raise NoSafeThread(f"process {process.pid} has no thread to work in: {reason}; try again later")
         time.sleep(0.002)
 
 

@@ -8,13 +8,15 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from midflight.errors import ProcessError, ProcessGone
 from midflight.process import gadgets, inject
 from midflight.process import maps as proc
 from midflight.process import ptrace as pt
+from midflight.process.apart import apart
 from midflight.process.faults import point
-from midflight.process.model import Mapping, Protection, Stack, Thread
+from midflight.process.model import AddressTaken, Mapping, Protection, Stack, Thread
 from midflight.process.stop import Stop
 
 _PAGE = 4096
@@ -34,8 +36,7 @@ _CALL_ROOM = 48 << 10
 _ELF64_X86_64 = (2, 62)  # ELFCLASS64, EM_X86_64
 
 
-class AddressTaken(ProcessError):
-    """Something is mapped already where memory was to be mapped; choose another address."""
+T = TypeVar("T")
 
 
 class LinuxProcess:
@@ -305,6 +306,13 @@ class LinuxProcess:
         total = sum(size for size, _ in parts)
         if not total or address % _PAGE or any(size <= 0 or size % _PAGE for size, _ in parts):
             raise ProcessError(f"memory at {address:#x} of process {self.pid}: addresses and sizes must be whole pages")
+        self._guarded(lambda: self._map(address, parts, total))
+
+    def _guarded(self, work: Callable[[], T]) -> T:
+        """Do what needs a thread of the target, such that it survives us in any case."""
+        return apart(work) if self.confined() else work()
+
+    def _map(self, address: int, parts: Sequence[tuple[int, Protection]], total: int) -> None:
         flags = _MAP_PRIVATE | _MAP_ANONYMOUS
         tools = self._tools()
         with inject.hijack(self, tools, 0, _ATTACH_PATIENCE) as thread:
@@ -329,6 +337,9 @@ class LinuxProcess:
 
     def unmap_memory(self, address: int, size: int) -> None:
         """Give memory back."""
+        self._guarded(lambda: self._unmap(address, size))
+
+    def _unmap(self, address: int, size: int) -> None:
         with inject.hijack(self, self._tools(), 0, _ATTACH_PATIENCE) as thread:
             self._check(thread.syscall(_SYS_MUNMAP, address, size), "unmapping memory", address)
 
@@ -349,6 +360,9 @@ class LinuxProcess:
         """See the protocol. Only integer and pointer arguments, six at most."""
         if len(arguments) > 6:
             raise ProcessError(f"a function with {len(arguments)} arguments cannot be called from outside; six at most")
+        return self._guarded(lambda: self._call(function, arguments, safe, timeout))
+
+    def _call(self, function: int, arguments: Sequence[int], safe: Callable[[Thread], bool], timeout: float) -> int:
         deadline = time.monotonic() + timeout
         tools = self._tools(call=True)
         with inject.hijack(self, tools, _CALL_ROOM, timeout, lambda taken: safe(self._snapshot(taken))) as thread:
