@@ -118,6 +118,40 @@ def test_it_is_patched_when_the_coroutine_waits_elsewhere(tmp_path: Path) -> Non
         assert clean(target)
 
 
+def test_a_pointer_to_a_function_is_no_coroutine_in_it(tmp_path: Path) -> None:
+    """Whoever links OpenSSL has a runtime of coroutines and never uses it; tables of callbacks are everywhere."""
+    program = compile_c(
+        tmp_path,
+        "target",
+        """
+#include <setjmp.h>
+#include <stdio.h>
+#include <ucontext.h>
+#include <unistd.h>
+#include <sys/prctl.h>
+static jmp_buf jump;
+static ucontext_t context;
+__attribute__((noinline)) int callback(int x) { __asm__ volatile("" : "+r"(x)); return x * 0 + 1; }
+int (*volatile table[])(int) = {callback};
+int main(int count, char **words) {
+  char line[64];
+  @LIFE@
+  setvbuf(stdout, NULL, _IOLBF, 0);
+  if (count > 9 && !_setjmp(jump)) { setcontext(&context); _longjmp(jump, 1); }
+  puts("ready");
+  while (fgets(line, sizeof line, stdin)) printf("%d\\n", table[0](1));
+  return 0;
+}
+""".replace("@LIFE@", LIFETIME),
+    )
+    with Target.start(program) as target:
+        assert target.ask() == "1"
+        applied(target, make(program, {"callback": returns(2)}))
+        assert target.ask() == "2"
+        reverted(target)
+        assert target.ask() == "1"
+
+
 @pytest.mark.parametrize("lend", [1, 0], ids=["with another thread", "alone"])
 def test_the_stack_that_a_thread_left_counts(tmp_path: Path, lend: int) -> None:
     # The main thread works on another stack; its own waits in the function.

@@ -6,7 +6,8 @@ are looked for there, outside the stop, and only where the program has a runtime
 ucontext    swapcontext(3) leaves a structure with every register that a caller may rely on (sys/ucontext.h), and the
             return address both in it and below the saved stack pointer: such a stack is found and unwound precisely
 others      boost.context, libco, libaco, and whoever combines ucontext with setjmp, have no common structure: any word
-            in memory outside the threads' stacks that is an address inside the replaced code counts
+            in memory outside the threads' stacks that is an address inside the replaced code counts, but for its
+            beginning: tables of callbacks hold that, and who starts there is led to the new code
 
 A coroutine that enters replaced code between the search and the stop goes on in the old version, which stays in memory.
 """
@@ -34,7 +35,6 @@ _OTHERS = {
     b"coro_transfer\0": "libcoro",
 }
 _NOT_USERS = ("libc.so", "ld-linux", "libc.musl")
-_NOWHERE = (0,) * 17
 # ucontext_t of x86-64 (sys/ucontext.h): its stack, and in the order of user_regs_struct's sigcontext the registers.
 _STACK, _GREGS = 16, 40
 _DWARF_ORDER = (13, 12, 14, 11, 9, 8, 10, 15, 0, 1, 2, 3, 4, 5, 6, 7, 16)
@@ -158,9 +158,9 @@ def _in_the_way(process: Process, modules: Modules, check: StackCheck) -> tuple[
     heaps = [m for m in process.maps() if m.path == "[heap]"]
     skip = [at for at in pointers if not any(m.start <= at < m.end for m in heaps)]
     for start, data in _memory(process, skip):
-        hits = check.busy([Thread(0, _NOWHERE, [Stack(start, data)])])
-        if hits:
-            return name, hits[0].function
+        guarded = check.entered(start, data)
+        if guarded is not None:
+            return name, guarded.function
     return None
 
 

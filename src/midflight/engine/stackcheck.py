@@ -89,6 +89,12 @@ class StackCheck:
         """Whether memory at ``start`` holds an address in one of the ranges as an aligned word."""
         return next(iter(self._hits(start, data)), None) is not None
 
+    def entered(self, start: int, data: bytes) -> Range | None:
+        """The range that an aligned word in memory at ``start`` leads into the middle of, as a return address does; its
+        beginning is what pointers to functions hold."""
+        inside = (found for at in self._hits(start, data) if (found := self.covering(at)) and found.start != at)
+        return next(inside, None)
+
     def busy(self, threads: Sequence[Thread]) -> list[Busy]:
         """All threads in the way; empty when the code may be replaced now."""
         found = []
