@@ -33,7 +33,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A key pair made by the command: (private, public)."""
     base = tmp_path_factory.mktemp("keys") / "corpus"
     report = midflight("keygen", base)
-    assert report.status == 0, report
+    assert report.status == 0, str(report)
     return base.with_suffix(".key"), base.with_suffix(".pub")
 
 
@@ -68,7 +68,7 @@ def test_live_process_is_fixed_and_unfixed(
     private, public = keys
     hotpatch = tmp_path / "fix.hotpatch"
     built = build(case, ready, hotpatch, private)
-    assert built.status == 0, built
+    assert built.status == 0, str(built)
     assert _replaced(hotpatch, public) - case.expected.doubtful == case.expected.functions
 
     with case.expected.start(ready.tree, tmp_path) as target:
@@ -76,16 +76,16 @@ def test_live_process_is_fixed_and_unfixed(
         assert target.probe() is Verdict.VULNERABLE
 
         applied = midflight(*on_processes("apply", pids), hotpatch, "--trust", public)
-        assert applied.status == 0, applied
+        assert applied.status == 0, str(applied)
         assert target.probe() is Verdict.FIXED
         checked = midflight(*on_processes("check", pids))
-        assert checked.status == 0, checked
+        assert checked.status == 0, str(checked)
 
         reverted = midflight(*on_processes("revert", pids), hotpatch)
-        assert reverted.status == 0, reverted
+        assert reverted.status == 0, str(reverted)
         assert target.probe() is Verdict.VULNERABLE
         checked = midflight(*on_processes("check", pids))
-        assert checked.status == 0, checked
+        assert checked.status == 0, str(checked)
 
         assert target.alive() and target.pids == pids, target.said()
 
@@ -96,18 +96,18 @@ def test_dangerous_fix_is_refused(case: Case, ready: Prepared, keys: tuple[Path,
     assert isinstance(case.expected, Refused)
     hotpatch = tmp_path / "fix.hotpatch"
     built = build(case, ready, hotpatch, keys[0])
-    assert built.status == 3, built
+    assert built.status == 3, str(built)
     assert not hotpatch.exists()
     findings = [finding for finding in built.document["report"]["findings"] if finding["code"] in case.expected.codes]
-    assert {finding["code"] for finding in findings} == case.expected.codes, built
+    assert {finding["code"] for finding in findings} == case.expected.codes, str(built)
     for name in case.expected.names:
-        assert any(name in finding["symbol"] + finding["reason"] for finding in findings), built
+        assert any(name in finding["symbol"] + finding["reason"] for finding in findings), str(built)
 
 
 def _replaced(hotpatch: Path, public: Path) -> frozenset[str]:
     """Names of the functions that a hotpatch replaces; a compiler's clone counts as the function it was made from."""
     inspected = midflight("inspect", hotpatch, "--trust", public)
-    assert inspected.status == 0, inspected
+    assert inspected.status == 0, str(inspected)
     (target,) = inspected.document["manifest"]["targets"]
     names = (function["name"] for function in target["functions"])
     return frozenset(re.sub(r"\.(?:constprop|isra|part|cold)\b.*", "", name) for name in names)
