@@ -202,3 +202,15 @@ static const int table[9] = {{3, 1, 4, 1, 5, 9, 2, 6, 5}};
 int before(void) {{ return 0; }}
 int work(void) {{ printf("%d %d\\n", f(2), g(9)); return 0; }}"""
     one(tmp_path, text, "1, 4, 1", "1, 7, 1", "works", kit=kit)
+
+
+@pytest.mark.parametrize("kit", [Kit(), Kit("clang"), Kit(flags=("-O2", "-gdwarf-4"))], ids=str)
+@pytest.mark.parametrize("storage", ["static", "static __thread"])
+@pytest.mark.parametrize("name", ["a.c", "a.cc"])
+def test_a_static_variable_in_a_function_with_another_type(tmp_path: Path, kit: Kit, storage: str, name: str) -> None:
+    api = 'extern "C" ' if name.endswith(".cc") else ""
+    text = f"""{C}
+{N} static int f(int x) {{ {{ {storage} int m; m += x; if (m > 1000) return m; }} {storage} int n; n += x; return n; }}
+{api}int before(void) {{ f(21); return 0; }}
+{api}int work(void) {{ printf("%d\\n", f(1)); return 0; }}"""
+    spring(tmp_path, {name: text}, {name: text.replace("int n;", "float n;")}, "MF111", kit=kit)

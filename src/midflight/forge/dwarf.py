@@ -1,6 +1,7 @@
 """Reads the types and function signatures in an object's DWARF, and nothing else of it, fast.
 
-DWARF 2 to 5 in 32-bit format, as gcc and clang write it into x86-64 objects; bodies of functions are skipped. Sources:
+DWARF 2 to 5 in 32-bit format, as gcc and clang write it into x86-64 objects. Of the bodies of functions only variables
+are read, and those only where static ones exist. Sources:
 DWARF 5 chapter 7 (encodings), DWARF 4 section 7.5 for the older forms.
 """
 
@@ -26,14 +27,14 @@ VARIABLE, VOLATILE, RESTRICT, NAMESPACE, UNSPECIFIED_TYPE, RVALUE, ATOMIC = 0x34
 # Attributes (DWARF 5 table 7.5)
 NAME, BYTE_SIZE, BIT_OFFSET, BIT_SIZE, CONST_VALUE, UPPER_BOUND = 0x03, 0x0B, 0x0C, 0x0D, 0x1C, 0x2F
 ORIGIN, ARTIFICIAL, COUNT, LOCATION, DECLARATION, ENCODING, EXTERNAL = 0x31, 0x34, 0x37, 0x38, 0x3C, 0x3E, 0x3F
-DIRECTORY = 0x1B
+DIRECTORY, EXPRESSION = 0x1B, 0x02  # DW_AT_location; LOCATION is that of a member
 SPECIFICATION, TYPE, DATA_BIT_OFFSET, LINKAGE_NAME, STR_OFFSETS_BASE, DWO_NAME = 0x47, 0x49, 0x6B, 0x6E, 0x72, 0x76
 _SIBLING, _GNU_DWO_NAME, _MIPS_LINKAGE_NAME = 0x01, 0x2130, 0x2007
 _WANTED = frozenset(
     {
         *(NAME, BYTE_SIZE, BIT_OFFSET, BIT_SIZE, CONST_VALUE, UPPER_BOUND, ORIGIN, ARTIFICIAL, COUNT, LOCATION),
         *(DECLARATION, ENCODING, EXTERNAL, SPECIFICATION, TYPE, DATA_BIT_OFFSET, LINKAGE_NAME, STR_OFFSETS_BASE),
-        *(DIRECTORY, DWO_NAME, _SIBLING, _GNU_DWO_NAME, _MIPS_LINKAGE_NAME),
+        *(DIRECTORY, EXPRESSION, DWO_NAME, _SIBLING, _GNU_DWO_NAME, _MIPS_LINKAGE_NAME),
     }
 )
 
@@ -51,13 +52,20 @@ _FIXED = {
 _STRX = frozenset({0x1A, 0x25, 0x26, 0x27, 0x28})
 _UNIT_REFERENCES = frozenset({0x11, 0x12, 0x13, 0x14, 0x15})
 _SIGNATURE = 0x20
+# DW_OP_addr, DW_OP_const8u (before DW_OP_form_tls_address); DW_OP_addrx, DW_OP_constx (DWARF 5 table 7.9)
+_OP_ADDRESS, _OP_INDEX = (0x03, 0x0E), (0xA1, 0xA2)
+_ADDRESSES_START = 8
+
+BODY = -2
+"""The parent of variables inside of functions."""
 
 Value = int | str | None
 
 
 @dataclass(slots=True)
 class Die:
-    """One debugging information entry that is kept. ``parent`` is an offset, or -1."""
+    """One debugging information entry that is kept. ``parent`` is an offset, or -1, or BODY. The EXPRESSION of
+    something static is the name of its symbol."""
 
     offset: int
     tag: int
@@ -84,13 +92,14 @@ class Types:
         self.usable = False
         try:
             self._sections = _read_sections(file)
+            self._places = _Places.of(file)
             if self._sections.get(".debug_info"):
                 self._read_units()
         except (struct.error, IndexError, KeyError, RecursionError, zlib.error) as error:
             raise ImageError(
                 f"{file}: its debug information cannot be read ({error!r}); build it anew with -g"
             ) from None
-        del self._sections
+        del self._sections, self._places
 
     def _read_units(self) -> None:
         data = self._sections[".debug_info"]
@@ -110,7 +119,8 @@ class Types:
                 (table,) = struct.unpack_from("<I", data, at + 6)
                 first = at + 11
             end = at + 4 + length
-            _Unit(self._sections, self.dies, at, first, end, self._abbreviations(table), version).read()
+            abbreviations = self._abbreviations(table)
+            _Unit(self._sections, self.dies, at, first, end, abbreviations, version, self._places).read()
             unit = self.dies[first]
             split = DWO_NAME in unit.attributes or _GNU_DWO_NAME in unit.attributes
             self.usable |= not split and bool(unit.children)
@@ -152,6 +162,7 @@ class _Unit:
         end: int,
         abbreviations: dict[int, tuple[int, bool, list[tuple[int, int, int]]]],
         version: int,
+        places: _Places,
     ) -> None:
         self._data = sections[".debug_info"]
         self._sections = sections
@@ -160,6 +171,7 @@ class _Unit:
         self._abbreviations = abbreviations
         self._version = version
         self._offsets_base = 8
+        self._places = places
 
     def read(self) -> None:
         data, dies = self._data, self._dies
@@ -184,7 +196,9 @@ class _Unit:
             if kept and parent is not None and parent.tag == SUBPROGRAM:
                 kept = tag in (PARAMETER, UNSPECIFIED_PARAMETERS)
                 beyond = parent.attributes.get(_SIBLING)
-                if not kept and isinstance(beyond, int):  # parameters come first: the rest is the body
+                if (
+                    not kept and isinstance(beyond, int) and not self._places.local
+                ):  # parameters come first: the rest is the body
                     parents.pop()
                     at = beyond
                     continue
@@ -195,6 +209,9 @@ class _Unit:
                 dies[offset] = die
                 if parent is not None:
                     parent.children.append(offset)
+            elif self._places.local:
+                if tag == VARIABLE:
+                    dies[offset] = Die(offset, tag, BODY, attributes)
             elif has_children and isinstance(sibling := attributes.get(_SIBLING), int):
                 at = sibling
                 continue
@@ -268,7 +285,46 @@ class _Unit:
         block = data[at : at + size]
         if block[:1] == b"\x23":  # DW_OP_plus_uconst: member location of old producers
             return uleb(block, 1)[0], at + size
-        return None, at + size
+        return self._places.symbol(block, at), at + size
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """What the relocations of locations say: names of symbols by offset in .debug_info and .debug_addr.
+
+    ``local``: there are static variables inside of functions (their symbols are called n.1, f.n, or _ZZ1fvE1n).
+    """
+
+    info: dict[int, str]
+    addresses: dict[int, str]
+    local: bool
+
+    @classmethod
+    def of(cls, file: Path) -> _Places:
+        info: dict[int, str] = {}
+        addresses: dict[int, str] = {}
+        with ElfFile.open(file) as elf:
+            symbols = elf.symbols()
+            data = [s for s in symbols if s.name and s.section is not None and s.type in ("object", "tls")]
+            if not any("." in s.name or s.name.startswith("_ZZ") for s in data):
+                return cls(info, addresses, False)
+            names = {(s.section, s.value): s.name for s in data}
+            for section in elf.sections:
+                found = {".debug_info": info, ".debug_addr": addresses}.get(section.name)
+                for item in elf.relocations(section) if found is not None else ():
+                    symbol = symbols[item.symbol]
+                    name = names.get((symbol.section, symbol.value + item.addend))
+                    if found is not None and name is not None:
+                        found[item.offset] = name
+        return cls(info, addresses, True)
+
+    def symbol(self, block: bytes, at: int) -> str | None:
+        """The symbol whose address the expression ``block`` (at ``at`` in .debug_info) gives."""
+        if block[:1] and block[0] in _OP_ADDRESS:
+            return self.info.get(at + 1)
+        if block[:1] and block[0] in _OP_INDEX:
+            return self.addresses.get(_ADDRESSES_START + 8 * uleb(block, 1)[0])
+        return None
 
 
 def _read_sections(file: Path) -> dict[str, bytes]:

@@ -53,7 +53,7 @@ class _TypeTable:
     """Name to size in bytes."""
     signatures: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
-    """Types of the variables that the object defines outside of functions, by linkage name."""
+    """Types of the static variables that the object defines, by the name of their symbol."""
     sources: list[str] = field(default_factory=list)
     """The main source file of each unit."""
     usable: bool = False
@@ -211,9 +211,15 @@ class _Reader:
     def _add_variable(self, die: Die) -> None:
         if dwarf.DECLARATION in die.attributes:
             return
-        declared = self._dies.get(die.number(dwarf.SPECIFICATION) or -1)
-        chain = [die] if declared is None else [die, declared]
-        names = [d.attributes[a] for a in (dwarf.LINKAGE_NAME, dwarf.NAME) for d in chain if a in d.attributes]
+        chain = [die]
+        for attribute in (dwarf.ORIGIN, dwarf.SPECIFICATION):
+            declared = self._dies.get(chain[-1].number(attribute) or -1)
+            if declared is not None:
+                chain.append(declared)
+        if die.parent == dwarf.BODY:
+            names = [die.attributes.get(dwarf.EXPRESSION)]  # Its name in the source is not that of the symbol.
+        else:
+            names = [d.attributes[a] for a in (dwarf.LINKAGE_NAME, dwarf.NAME) for d in chain if a in d.attributes]
         typed = next((d for d in chain if dwarf.TYPE in d.attributes), None)
         if typed is not None and names and isinstance(names[0], str):
             self.table.variables.setdefault(names[0], self._type(typed))
@@ -270,7 +276,7 @@ def signatures(file: Path) -> Mapping[str, str]:
 
 
 def variables(file: Path) -> Mapping[str, str]:
-    """The types of the variables that an object defines outside of functions, by linkage name: ``struct s *``.
+    """The types of the static variables that an object defines, by the name of their symbol: ``struct s *``.
 
     Raises:
         ImageError: the debug information is malformed.
