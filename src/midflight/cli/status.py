@@ -38,6 +38,9 @@ EXIT_STATUS = """\
 2  bad usage"""
 
 
+_PASSING = ("PREPARED", "COMMITTING", "REVERTING")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this command."""
     shared.add_selection(parser, required=False)
@@ -48,10 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Carry out the command; returns the exit status."""
     from midflight.engine.inventory import find_ledgers
+    from midflight.engine.journal import held
     from midflight.engine.plan import lost
     from midflight.errors import MidflightError, ProcessGone
 
     found: list[tuple[int, Ledger]] = []
+    half = False
     errors: dict[int, str] = {}
     gone: set[tuple[int, int]] = set()
     scripts: list[str] = []
@@ -60,6 +65,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
             try:
                 ledgers = find_ledgers(process)
                 found += [(process.pid, ledger) for ledger in ledgers]
+                # What another run is at right now is nothing that was left half-done.
+                passing = any(i.state.name in _PASSING for i in ledgers)
+                half = half or (passing and not held(process.pid, process.start_time))
                 gone |= {(process.pid, i.base) for i in ledgers if i.in_force and lost(process, i, ledgers)}
                 if args.gdb and ledgers:
                     scripts.append(str(_write_for_gdb(process, ledgers, args.gdb)))
@@ -79,7 +87,6 @@ def run(args: argparse.Namespace, out: Output) -> int:
         out.line(f"for gdb: -x {script}")
     if not found and not errors:
         out.line("no process carries a hotpatch")
-    half = [ledger for _, ledger in found if ledger.state.name in ("PREPARED", "COMMITTING", "REVERTING")]
     return 1 if errors or half else 0
 
 

@@ -159,6 +159,23 @@ def lock(pid: int, start_time: int, timeout: float = 10.0) -> Iterator[None]:
         os.close(handle)
 
 
+def held(pid: int, start_time: int) -> bool:
+    """Whether an engine works on the process at this moment."""
+    import fcntl
+
+    try:
+        handle = os.open(folder() / f"{pid}-{start_time}.lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+
+
 def sweep(alive: Callable[[int, int], bool]) -> None:
     """Remove what belongs to processes that ended; ``alive`` is asked with pid and start time."""
     for path in folder().glob("*-*"):
