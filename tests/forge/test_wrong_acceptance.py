@@ -214,3 +214,33 @@ def test_a_static_variable_in_a_function_with_another_type(tmp_path: Path, kit: 
 {api}int before(void) {{ f(21); return 0; }}
 {api}int work(void) {{ printf("%d\\n", f(1)); return 0; }}"""
     spring(tmp_path, {name: text}, {name: text.replace("int n;", "float n;")}, "MF111", kit=kit)
+
+
+@pytest.mark.parametrize("strip", [(), ("strip",), ("strip", "-x")], ids=["named", "stripped", "without statics"])
+@pytest.mark.parametrize("names", [("f", "k"), ("s", "s"), ("f", "s")], ids=["global", "namesakes", "static"])
+def test_folded_code_in_a_stripped_binary(tmp_path: Path, strip: tuple[str, ...], names: tuple[str, str]) -> None:
+    def source(name: str, entry: str, factor: int) -> str:
+        body = f"{{ return x * {factor} + (x > 100 ? 9 : x / 3); }}\n"
+        if name == entry:
+            return f"{N} int {entry}(int x) {body}"
+        return f"static {N} int {name}(int x) {body}int {entry}(int x) {{ return {name}(x + {ord(entry)}) + 1; }}\n"
+
+    before = {"a.c": source(names[0], "f", 7), "b.c": USER + source(names[1], "k", 7)}
+    kit = Kit(flags=("-O2", "-ffunction-sections"), link=("-fuse-ld=lld", "-Wl,--icf=all"))
+    # The loader of the tests is found by its symbol, but a refusal comes first.
+    spring(tmp_path, before, {"a.c": source(names[0], "f", 8)}, "MF134", kit=kit, after_link=strip)
+
+
+@pytest.mark.parametrize("link", [(), ("-fuse-ld=lld",), ("-Wl,--version-script=map",)], ids=["ld", "lld", "hidden"])
+def test_a_weak_function_in_whose_place_an_equal_strong_one_runs(tmp_path: Path, link: tuple[str, ...]) -> None:
+    (tmp_path / "map").write_text("{ global: work; before; local: f; };")
+    link = tuple(item.replace("=map", f"={tmp_path}/map") for item in link)
+    weak = f"__attribute__((weak)) {F}"
+    before = {"a.c": weak + K, "b.c": F, "user.c": USER}
+    spring(tmp_path, before, {"a.c": weak.replace("+ 1", "+ 2") + K}, "MF119", kit=Kit(link=link, library=bool(link)))
+
+
+def test_a_weak_function_that_runs(tmp_path: Path) -> None:
+    weak = f"__attribute__((weak)) {F}"
+    before = {"a.c": weak + K, "b.c": F.replace("f(", "other("), "user.c": USER}
+    spring(tmp_path, before, {"a.c": weak.replace("+ 1", "+ 2") + K.replace("+ 4", "+ 5")}, "works")

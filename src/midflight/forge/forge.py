@@ -23,6 +23,7 @@ from midflight.forge.match import Key, match
 from midflight.forge.model import BuildPair, Finding, Match, ObjectCode, ObjectDiff
 from midflight.forge.moves import moved
 from midflight.forge.objects import read_object
+from midflight.forge.overruled import folded, has_local_symbols, overruled
 from midflight.forge.refusals import finding
 from midflight.forge.runimage import RunImage
 from midflight.forge.select import Selection, select
@@ -190,6 +191,7 @@ class _Work:
         self._select(hooks, list(names.values()))
         assert self.selection is not None and self.matched is not None
         self.findings += self.matched.findings
+        self._look_at_pre()
         progress(f"link: {len(self.selection.replaced)} functions")
         places: dict[HookName, Key] = {}
         if hooks is not None:
@@ -203,6 +205,17 @@ class _Work:
         if self.run.build_id is None:
             self.findings.append(finding("MF161", self.request.image, self.request.image))
         return linked
+
+    def _look_at_pre(self) -> None:
+        """What symbols tell that the running image may not have."""
+        assert self.selection is not None and self.matched is not None
+        objects = {diff.pre.path: diff.pre for diff in self.diffs if diff.pre is not None}
+        known = frozenset(item.symbol for item in self.matched.findings if item.code == "MF134")
+        replaced = list(self.selection.replaced.values())
+        with ElfFile.open(self.pair.pre.image) as pre:
+            self.findings += overruled(self.diffs, self.pair.pre, pre)
+            told_by = self.run if has_local_symbols(self.run) else pre
+            self.findings += folded(replaced, objects, told_by, known)
 
     def _hooks(self) -> ObjectCode | None:
         if self.request.hooks is None:
