@@ -39,6 +39,6 @@ def test_every_operation_was_killed_at_many_steps(killed: list[dict[str, object]
         steps = report["steps"]
         assert isinstance(steps, dict)
         assert set(steps) == {"apply", "revert", "register", "deregister", "replace"}
-        # A revert has more steps when the memory can be given back at once, which depends on what the stacks hold.
-        assert all(steps[name] >= 30 for name in ("apply", "register", "replace"))
+        # There are more steps when memory can be given back at once, which depends on what the stacks hold.
+        assert all(steps[name] >= 15 for name in ("apply", "register", "replace"))
         assert all(steps[name] >= 5 for name in ("revert", "deregister"))
