@@ -244,3 +244,18 @@ def test_a_weak_function_that_runs(tmp_path: Path) -> None:
     weak = f"__attribute__((weak)) {F}"
     before = {"a.c": weak + K, "b.c": F.replace("f(", "other("), "user.c": USER}
     spring(tmp_path, before, {"a.c": weak.replace("+ 1", "+ 2") + K.replace("+ 4", "+ 5")}, "works")
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("-funroll-all-loops", "MF132"), ("-O2", "works")])
+def test_a_static_function_with_other_code_where_statics_have_no_names(
+    tmp_path: Path, flag: str, expected: str
+) -> None:
+    text = f"""
+static int g(int x) {{ int s = 0; for (int i = 0; i < x; i++) {{ s += i * x; if (s > 1000) s -= 77; }} return s + 1; }}
+int (*volatile pointer)(int) = g;
+{K}
+int before(void) {{ return 0; }}
+int work(void) {{ printf("%d %d\\n", pointer(5), k(3)); return 0; }}"""
+    fixed = text.replace("s + 1", "s + 2").replace("x + 4", "x + 5")
+    options = {"run_kit": Kit(flags=("-O2", flag)), "after_link": ("strip", "-x")}
+    spring(tmp_path, {"a.c": C + text}, {"a.c": C + fixed}, expected, **options)

@@ -239,7 +239,8 @@ class _Work:
             self.selection = select(
                 self.diffs, lambda name: image.global_symbol(name) is not None, hooks, names, absent
             )
-            self.matched = match(self.run, before, self.selection.wanted)
+            with ElfFile.open(self.pair.pre.image) as linked:
+                self.matched = match(self.run, before, self.selection.wanted, linked)
             if self.matched.absent <= absent:
                 return
             absent |= self.matched.absent

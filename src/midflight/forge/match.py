@@ -17,6 +17,7 @@ from midflight.forge.candidates import Candidates
 from midflight.forge.decode import Different, Same
 from midflight.forge.facts import Contradiction, Fact, Facts, Id, Interpreter, Names, name_of, settle, show
 from midflight.forge.model import Finding, Match, ObjectCode, Place
+from midflight.forge.overruled import has_local_symbols
 from midflight.forge.refusals import finding
 from midflight.forge.runimage import RunImage
 from midflight.image.elf import ElfFile
@@ -57,23 +58,25 @@ class _Attempt:
     tried: int = 0
 
 
-def match(run: ElfFile, objects: Mapping[Path, ObjectCode], wanted: Wanted) -> Match:
+def match(run: ElfFile, objects: Mapping[Path, ObjectCode], wanted: Wanted, linked: ElfFile | None = None) -> Match:
     """Match objects against the running image.
 
     Args:
         run: the image that runs.
         objects: pre objects of the image by path: those that changed, and any that may help.
         wanted: what must be known; everything about it that cannot be proven becomes a finding (MF130 to MF136).
+        linked: the captured image of the unfixed tree, which tells what the linker drops.
 
     Raises:
         ImageError: the image is malformed.
     """
-    return _Matcher(RunImage(run), Names.of(objects), wanted).result()
+    return _Matcher(RunImage(run), Names.of(objects), wanted, None if linked is None else RunImage(linked)).result()
 
 
 class _Matcher:
-    def __init__(self, run: RunImage, names: Names, wanted: Wanted) -> None:
+    def __init__(self, run: RunImage, names: Names, wanted: Wanted, linked: RunImage | None) -> None:
         self.run = run
+        self.linked = linked
         self.names = names
         self.wanted = wanted
         self.facts = Facts()
@@ -228,13 +231,27 @@ class _Matcher:
             places = ", ".join(f"{a.vaddr:#x}" for a in attempt.accepted[:4])
             self._find("MF131", key, count=len(attempt.accepted), places=places)
         elif attempt.tried == 0 or attempt.source == "contents":
-            if self.run.has_symbols and not self.candidates.is_named(*key):
-                # Every function of the image has a name here, and this one has not: it does not exist.
+            if self._cannot_exist(key):
                 self.absent.add(key)
             else:
                 self._find("MF132", key)
         else:
             self._find("MF130", key, difference=attempt.reason)
+
+    def _cannot_exist(self, key: Key) -> bool:
+        """Every function of the image has a name, and this one has not; or, where static functions have lost theirs
+        (strip -x), the linker dropped it from the same image before."""
+        if not self.run.has_symbols or self.candidates.is_named(*key):
+            return False
+        if has_local_symbols(self.run.elf):
+            return True
+        if self.linked is None or not has_local_symbols(self.linked.elf):
+            return False
+        atom, source = self.names.atom(*key), self.names.source_name(key[0])
+        names = (atom.name, *atom.aliases)
+        if atom.binding == "local":
+            return not any(self.linked.local_symbols(name, source) for name in names)
+        return not any(self.linked.global_symbol(name) for name in names)
 
     def _prove_callers(self) -> None:
         """Who calls a replaced function in pre must call it in run, too: other flags may have inlined the old code."""
