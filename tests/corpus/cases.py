@@ -281,8 +281,8 @@ CASES: tuple[Case, ...] = (
             "CVE-2024-8376-3of3.patch",
             "0015-Fix-QoS-1-QoS-2-publish-incorrectly-returning-no-sub.patch",
         ),
-        # the type of the global that holds all state of the broker
-        Refused(frozenset({"MF111"}), frozenset({"mosquitto_db"})),
+        # the type of the global that holds all state of the broker, and two signatures
+        Refused(frozenset({"MF111", "MF112"}), frozenset({"mosquitto_db", "sub__add", "sub__remove"})),
     ),
     Case(
         MOSQUITTO,
