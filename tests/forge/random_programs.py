@@ -74,16 +74,19 @@ class _Writer:
                     files[name] += f"u f{index}(u, u);\n"
         files["one.c"] += (
             "u shared_a = 3, shared_z; __thread u tls_g = 9; static __thread u tls_s;\n"
-            "static u counter = 1; static u array[16] = {1, 2, 3}; static const unsigned short table[] = {5, 4, 3, 2, 1, 9, 8, 7};\n"  # noqa: E501
+            "static u counter = 1; static u array[16] = {1, 2, 3};\n"
+            "static const unsigned short table[] = {5, 4, 3, 2, 1, 9, 8, 7};\n"
             f"static const char *const names[] = {{{self.word()}, {self.word()}, {self.word()}, {self.word()}}};\n"
-            "static struct node list[4] = {{1, &list[1], 1, 2}, {2, &list[2], 3, 4}, {3, &list[3], 5, 6}, {4, 0, 7, 8}};\n"  # noqa: E501
+            "static struct node list[4] = {{1, &list[1], 1, 2}, {2, &list[2], 3, 4}, "
+            "{3, &list[3], 5, 6}, {4, 0, 7, 8}};\n"
         )
         two = [index for index in range(self.count) if self.kinds[index] == "global" and index % 2]
         files["two.c"] += (
             "extern u shared_a, shared_z; extern __thread u tls_g; static __thread u tls_s = 4; static u counter = 7;\n"
             "static u array[16] = {9, 8}; static const unsigned short table[] = {1, 2, 4, 8, 16, 32, 64, 128};\n"
             f"static const char *const names[] = {{{self.word()}, {self.word()}, {self.word()}, {self.word()}}};\n"
-            "static struct node list[4] = {{5, &list[3], 1, 2}, {6, 0, 3, 4}, {7, &list[1], 5, 6}, {8, &list[2], 7, 8}};\n"  # noqa: E501
+            "static struct node list[4] = {{5, &list[3], 1, 2}, {6, 0, 3, 4}, "
+            "{7, &list[1], 5, 6}, {8, &list[2], 7, 8}};\n"
         )
         # Callees come first, so that recursion is what a function does to itself.
         for index in range(self.count):
@@ -92,11 +95,15 @@ class _Writer:
         pointers = ", ".join(f"f{index}" for index in known)
         files["one.c"] += f"static u (*const table_of[])(u, u) = {{{pointers}}};\nstatic u (*kept[8])(u, u);\n"
         files["one.c"] += (
-            "int before(void) { for (int i = 0; i < 8; i++) kept[i] = table_of[i % (sizeof table_of / sizeof *table_of)]; return 0; }\n"  # noqa: E501
+            "int before(void) {\n  for (int i = 0; i < 8; i++)\n"
+            "    kept[i] = table_of[i % (sizeof table_of / sizeof *table_of)];\n"
+            "  return 0;\n}\n"
             "int work(void) {\n"
             "  for (u i = 0; i < 12; i++) {\n"
-            '    for (u j = 0; j < sizeof table_of / sizeof *table_of; j++) printf("%lu:%lu ", j, table_of[j](i * 37, j + i) & 0xffffff);\n'  # noqa: E501
-            '    printf("%lu %d\\n", kept[i & 7](i, 3) & 0xffff, kept[i & 7] == table_of[(i & 7) % (sizeof table_of / sizeof *table_of)]);\n'  # noqa: E501
+            "    for (u j = 0; j < sizeof table_of / sizeof *table_of; j++)\n"
+            '      printf("%lu:%lu ", j, table_of[j](i * 37, j + i) & 0xffffff);\n'
+            '    printf("%lu %d\\n", kept[i & 7](i, 3) & 0xffff,\n'
+            "      kept[i & 7] == table_of[(i & 7) % (sizeof table_of / sizeof *table_of)]);\n"
             "  }\n"
             '  printf("%lu %lu %lu %lu %lu\\n", shared_a, shared_z, tls_g, counter, array[3]);\n  return 0;\n}\n'
         )
