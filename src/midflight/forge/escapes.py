@@ -276,6 +276,13 @@ class _Analysis:
             self._reach(place, state)
         if not labels:
             self._escape(_all(state), atom)
+        tables = {key for key in self.constants if any(self._is_label(ref) for ref in self.code.atoms[key].references)}
+        for register in _ARGUMENTS:  # It may be a tail call after all.
+            self._escape(state.get(register, _NONE) - tables, atom)
+
+    def _is_label(self, ref: Reference) -> bool:
+        target = self.code.atoms.get(ref.atom or "")
+        return target is not None and target.kind == "function" and ref.addend + ref.bias != 0
 
     def _labels(self, family: str) -> Iterator[Place]:
         for holder in self.code.atoms.values():
