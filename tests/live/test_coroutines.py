@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from midflight.engine.modules import Files
+from midflight.engine.coroutines import runtime
+from midflight.engine.modules import Files, Modules
 from midflight.engine.recover import recover
 from midflight.engine.transaction import Limits
 from midflight.process.linux import LinuxProcess
@@ -206,3 +207,18 @@ def test_new_code_stays_as_long_as_a_coroutine_waits_in_it(lab: Lab) -> None:
         assert [target.ask(), target.ask()] == ["1 4", "1 5"]
         fix.apply(target.pid)
         assert [target.ask(), target.ask()] == ["1 5", "2 6"]
+
+
+def has_runtime(program: Path) -> bool:
+    """Whether the engine would look for coroutines in a process of this program."""
+    with Target.start(program) as target, LinuxProcess(target.pid) as process, Files() as files:
+        return runtime(Modules(process, process.maps(), files)) is not None
+
+
+def test_a_program_that_merely_links_openssl_has_no_coroutines(tmp_path: Path) -> None:
+    """libcrypto switches stacks for asynchronous jobs, which a program must ask for."""
+    waits = "#include <stdio.h>\n#include <unistd.h>\nint %s(void);\nint main(int c, char **v) {\n"
+    waits += '  puts("ready"); fflush(stdout); alarm(60); pause();\n  return %s();\n}'
+    for function, expected in (("OpenSSL_version_num", False), ("ASYNC_start_job", True)):
+        program = compile_c(tmp_path, function, waits.replace("%s", function), "-Wl,--no-as-needed", "-lcrypto")
+        assert has_runtime(program) is expected

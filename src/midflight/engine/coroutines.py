@@ -35,6 +35,9 @@ _OTHERS = {
     b"coro_transfer\0": "libcoro",
 }
 _NOT_USERS = ("libc.so", "ld-linux", "libc.musl")
+# OpenSSL can switch stacks, and does so only for a program that asks for asynchronous jobs (ASYNC_start_job(3)).
+_OPENSSL = ("libcrypto.so", "libssl.so")
+_ASYNC = (b"ASYNC_start_job\0", b"SSL_waiting_for_async\0", b"SSL_get_all_async_fds\0", b"SSL_get_changed_async_fds\0")
 # ucontext_t of x86-64 (sys/ucontext.h): its stack, and in the order of user_regs_struct's sigcontext the registers.
 _STACK, _GREGS = 16, 40
 _DWARF_ORDER = (13, 12, 14, 11, 9, 8, 10, 15, 0, 1, 2, 3, 4, 5, 6, 7, 16)
@@ -59,11 +62,12 @@ def runtime(modules: Modules) -> tuple[str, tuple[Module, ...]] | None:
     none."""
     users: list[Module] = []
     jumps = False
-    for module in modules.all:
-        elf = modules.image(module)
-        if (elf.soname or "").startswith(_NOT_USERS):
+    images = [(module, modules.image(module)) for module in modules.all]
+    known = [(module, _names(elf), elf.soname or "") for module, elf in images]
+    asynchronous = any(s in names for _, names, soname in known if not soname.startswith(_OPENSSL) for s in _ASYNC)
+    for module, names, soname in known:
+        if soname.startswith(_NOT_USERS) or (soname.startswith(_OPENSSL) and not asynchronous):
             continue
-        names = _names(elf)
         for symbol, name in _OTHERS.items():
             if symbol in names:
                 return name, ()
