@@ -52,3 +52,11 @@ def test_a_thread_that_could_not_be_read_is_in_the_way() -> None:
     one = thread(8, [])
     one.complete = False
     assert check((0x1000, 0x1010)).busy([one])
+
+
+@given(
+    st.lists(st.tuples(st.integers(4096, 5000), st.integers(1, 400)), min_size=1, max_size=12), st.integers(4000, 5500)
+)
+def test_ranges_may_nest_and_overlap(pieces: list[tuple[int, int]], address: int) -> None:
+    found = check(*((start, start + size) for start, size in pieces)).covering(address)
+    assert (found is not None) == any(start <= address < start + size for start, size in pieces)

@@ -17,7 +17,7 @@ from midflight.engine.prepare import Prepared, prepare
 from midflight.engine.recover import recover_process
 from midflight.engine.scope import Scope
 from midflight.engine.stackcheck import Range, StackCheck
-from midflight.engine.transaction import Context, Limits, Outcome, give_back, left_over, trampolines, until_idle
+from midflight.engine.transaction import Context, Limits, Outcome, give_up, left_over, trampolines, until_idle
 from midflight.errors import EngineError, MidflightError, ProcessGone
 from midflight.process.faults import point
 from midflight.process.model import Process, Stopped
@@ -120,7 +120,7 @@ def _undo_prepared(context: Context, done: Sequence[Prepared]) -> None:
         _rollback(context, entered)
     for item in done:
         if item.fresh and states.get(item.ledger.base) is State.PREPARED:
-            give_back(context, item.ledger)
+            give_up(context, item.ledger)
 
 
 def _rollback(context: Context, prepared: Sequence[Prepared]) -> None:

@@ -13,8 +13,8 @@ from midflight.engine.transaction import (
     Limits,
     Outcome,
     code_of,
-    give_back,
     give_back_soon,
+    give_up,
     trampolines,
     until_idle,
 )
@@ -84,7 +84,7 @@ def _recover_journal(context: Context) -> list[str]:
 def _recover_ledger(context: Context, ledger: Ledger) -> str:
     name = f"{ledger.record.name} {ledger.record.sequence}"
     if ledger.state is State.PREPARED:
-        give_back(context, ledger)
+        give_up(context, ledger)
         return f"took away {name}, which was prepared and never in force"
     if ledger.state is State.COMMITTING:
         return _recover_commit(context, ledger, name)

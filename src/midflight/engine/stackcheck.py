@@ -49,6 +49,18 @@ class Busy:
         return f"thread {self.tid} {where} {self.function} at {self.address:#x}"
 
 
+def _disjoint(ranges: Iterable[Range]) -> list[Range]:
+    """The same addresses without overlaps, in order; what overlaps goes by the name of its first."""
+    merged: list[Range] = []
+    for one in sorted(ranges, key=lambda r: (r.start, -r.end)):
+        if merged and one.start < merged[-1].end:
+            last = merged[-1]
+            merged[-1] = Range(last.start, max(last.end, one.end), last.function)
+        else:
+            merged.append(one)
+    return merged
+
+
 class StackCheck:
     """The check for one set of ranges, prepared outside the stop.
 
@@ -56,7 +68,7 @@ class StackCheck:
     """
 
     def __init__(self, ranges: Iterable[Range], frames_at: Callable[[int], Module | None]) -> None:
-        self._ranges = sorted(ranges, key=lambda r: r.start)
+        self._ranges = _disjoint(ranges)
         self._starts = [r.start for r in self._ranges]
         blocks = {b for r in self._ranges for b in range(r.start >> _BLOCK, ((r.end - 1) >> _BLOCK) + 1)}
         # The two upper bytes of an address are zero, and zeros are everywhere: searching for the other four is faster.
@@ -67,10 +79,8 @@ class StackCheck:
     def covering(self, address: int) -> Range | None:
         """The range that ``address`` lies in."""
         index = bisect_right(self._starts, address) - 1
-        # Ranges may nest (a stacked hotpatch covers one entry twice), never over more than a few.
-        for candidate in reversed(self._ranges[max(0, index - 3) : index + 1]):
-            if candidate.start <= address < candidate.end:
-                return candidate
+        if index >= 0 and address < self._ranges[index].end:
+            return self._ranges[index]
         return None
 
     def _hits(self, start: int, data: bytes) -> Iterable[int]:

@@ -152,6 +152,7 @@ def left_over(process: Process, ledger: Ledger, everything: Sequence[Ledger]) ->
 
 
 def code_of(ledgers: Sequence[Ledger]) -> list[Range]:
+    """The code in the memory of these hotpatches."""
     return [
         Range(s.address, s.address + s.size, ledger.record.name)
         for ledger in ledgers
@@ -171,6 +172,17 @@ def give_back(context: Context, ledger: Ledger) -> bool:
             return False
     discard(context.process, ledger)
     return True
+
+
+def give_up(context: Context, ledger: Ledger) -> bool:
+    """Give back what was prepared and never in force; whether the memory is gone.
+
+    Where hooks may have run, one may be running still, or have left an address of the payload in the program.
+    """
+    if ledger.record.hooks:
+        ledgers_of.set_state(context.process, ledger, State.RETIRED)
+        return False
+    return give_back(context, ledger)
 
 
 def give_back_soon(context: Context, ledger: Ledger, idle: bool) -> bool:
