@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "bench"
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 MIDFLIGHT = (sys.executable, "-m", "midflight")
+# Users have compiled modules; an environment that forbids Python to keep them would be measured instead.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def midflight(*words: object) -> Any:
@@ -127,4 +129,3 @@ def save(name: str, document: Any) -> None:
         "kernel": os.uname().release,
     }
     path.write_text(json.dumps({"machine": machine, "results": document}, indent=2) + "\n")
-    print(f"(build/bench/{name}.json)")
