@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from midflight.engine.modules import Files
     from midflight.engine.transaction import Limits, Outcome
     from midflight.patch.hotpatch import Hotpatch
-    from midflight.process.linux import LinuxProcess
 
 HELP = """\
 Puts a hotpatch into running processes. Its signature is verified first. Processes are found by the build-id of the code
@@ -95,7 +94,7 @@ def _apply(args: argparse.Namespace, hotpatch: Hotpatch, files: Files, limits: L
     for _ in range(1 if args.pid or args.dry_run else _PASSES):
         candidates = shared.chosen(args.pid)
         if not args.pid:
-            candidates = [_same(process) for process, _ in users(candidates, wanted, files)]
+            candidates = [process for process, _ in users(candidates, wanted, files)]
         fresh = [p for p in candidates if (p.pid, p.start_time) not in outcomes]
         if not fresh:
             break
@@ -105,13 +104,6 @@ def _apply(args: argparse.Namespace, hotpatch: Hotpatch, files: Files, limits: L
                 outcomes[process.pid, process.start_time] = apply(process, hotpatch, files, limits, args.dry_run)
     out.progress_done()
     return list(outcomes.values())
-
-
-def _same(process: object) -> LinuxProcess:
-    from midflight.process.linux import LinuxProcess
-
-    assert isinstance(process, LinuxProcess)
-    return process
 
 
 def _probe(args: argparse.Namespace, outcomes: list[Outcome]) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from midflight.cli.output import Output, Styled, Text
-from midflight.errors import InputError, MidflightError, ProcessGone
+from midflight.errors import InputError, ProcessGone
 
 if TYPE_CHECKING:
     from midflight.engine.transaction import Limits, Outcome
@@ -151,8 +151,3 @@ def show(out: Output, outcomes: Sequence[Outcome]) -> None:
             out.line(f"{o.pid}: {o.reason}")
         for note in o.notes:
             out.line(f"{o.pid}: {note}")
-
-
-def one_line(error: MidflightError) -> str:
-    """An error for a table."""
-    return " ".join(str(error).split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from midflight.engine import ledger as ledgers_of
 from midflight.engine.ledger import Ledger
@@ -11,6 +12,8 @@ from midflight.engine.modules import Files, Modules
 from midflight.engine.plan import Hotpatch
 from midflight.errors import MidflightError, ProcessGone
 from midflight.process.model import Mapping, Process
+
+P = TypeVar("P", bound=Process)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class BuildIds:
         return self._known[key]
 
 
-def users(processes: Iterable[Process], build_ids: set[str], files: Files) -> Iterator[tuple[Process, list[Mapping]]]:
+def users(processes: Iterable[P], build_ids: set[str], files: Files) -> Iterator[tuple[P, list[Mapping]]]:
     """Processes that map executable code of one of these images, with those mappings."""
     known = BuildIds(files)
     for process in processes:

@@ -7,7 +7,6 @@ it refers to is (by correlation) the old thing, or has equal content. All else i
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -193,14 +192,6 @@ class _Difference:
             together = {k for k in (key, atom.parent) if k in self.correlation.to_pre}
             if together & self.changed or (len(together) == 1 and key in together):
                 self.changed |= together
-
-    @cached_property
-    def _referrers(self) -> Mapping[str, list[Atom]]:
-        found: dict[str, list[Atom]] = defaultdict(list)
-        for atom in self.post.atoms.values():
-            for target in dict.fromkeys(r.atom for r in atom.references if r.atom is not None):
-                found[target].append(atom)
-        return found
 
     def _check_replaced(self) -> None:
         """Constants may be replaced when all who can know their address are replaced with them."""

@@ -55,10 +55,6 @@ class RunImage:
         segment = self.elf.segment_at(vaddr)
         return segment is not None and segment.executable
 
-    def is_writable(self, vaddr: int) -> bool:
-        segment = self.elf.segment_at(vaddr)
-        return segment is not None and segment.writable
-
     @cached_property
     def relocations(self) -> Mapping[int, Relocation]:
         """Dynamic relocations by the address they fill."""

@@ -165,10 +165,6 @@ class ElfFile:
         """Whether there is a dynamic section (static position-independent executables have one too)."""
         return bool(self._dynamic.entries)
 
-    def dynamic_value(self, tag: int) -> int | None:
-        """The first value of a DT_ tag (names in ``image.dynamic``), or None."""
-        return self._dynamic.value(tag)
-
     @cached_property
     def flags_1(self) -> int:
         """DT_FLAGS_1 (DF_1_* bits)."""
