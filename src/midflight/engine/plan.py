@@ -71,7 +71,6 @@ class Plan:
     restores: tuple[Write, ...]
     retired: Ledger | None
     """Memory of an earlier life of this very hotpatch, to be used again."""
-    in_force: tuple[Ledger, ...]
 
 
 def writes_in_force(ledgers: Sequence[Ledger]) -> dict[int, tuple[Ledger, Write]]:
@@ -211,7 +210,6 @@ def plan_target(
     retired = next((i for i in mine if i.state is State.RETIRED and i.record.digest == hotpatch.digest), None)
     return Plan(
         module, target, hotpatch.payloads[target.payload], functions, replaces, restores, retired,
-        tuple(i for i in mine if i.in_force),
     )  # fmt: skip
 
 
