@@ -17,7 +17,7 @@ from midflight.engine.prepare import Prepared, prepare
 from midflight.engine.recover import recover_process
 from midflight.engine.scope import Scope
 from midflight.engine.stackcheck import Range, StackCheck
-from midflight.engine.transaction import Context, Limits, Outcome, give_up, left_over, trampolines, until_idle
+from midflight.engine.transaction import Context, Limits, Outcome, give_up, left_over, settle, trampolines, until_idle
 from midflight.errors import EngineError, MidflightError, ProcessGone
 from midflight.process.faults import point
 from midflight.process.model import Process, Stopped
@@ -155,10 +155,8 @@ def apply(process: Process, hotpatch: Hotpatch, files: Files, limits: Limits, dr
     except Inapplicable as error:
         already = "in force already" in str(error)
         outcome.outcome, outcome.reason = "already" if already else "skipped", str(error)
-    except ProcessGone as error:
-        outcome.outcome, outcome.reason = "skipped", str(error)
     except MidflightError as error:
-        outcome.reason = str(error)
+        settle(outcome, process, error)
     return outcome
 
 

@@ -15,11 +15,12 @@ from midflight.engine.transaction import (
     code_of,
     give_back_soon,
     give_up,
+    settle,
     trampolines,
     until_idle,
 )
 from midflight.engine.withdraw import withdraw
-from midflight.errors import EngineError, MidflightError, ProcessGone
+from midflight.errors import EngineError, MidflightError
 from midflight.process.faults import point
 from midflight.process.model import Process, Stopped
 
@@ -39,10 +40,8 @@ def recover(process: Process, files: Files, limits: Limits) -> Outcome:
                 outcome.outcome, outcome.reason = "nothing", reason
                 return outcome
             return recover_process(Context(process, files, limits))
-    except ProcessGone as error:
-        outcome.outcome, outcome.reason = "skipped", str(error)
     except MidflightError as error:
-        outcome.reason = str(error)
+        settle(outcome, process, error)
     return outcome
 
 

@@ -12,9 +12,9 @@ from midflight.engine.ledger import Ledger
 from midflight.engine.modules import Files
 from midflight.engine.plan import writes_in_force
 from midflight.engine.recover import recover_process
-from midflight.engine.transaction import Context, Limits, Outcome, left_over
+from midflight.engine.transaction import Context, Limits, Outcome, left_over, settle
 from midflight.engine.withdraw import withdraw
-from midflight.errors import EngineError, MidflightError, ProcessGone
+from midflight.errors import EngineError, MidflightError
 from midflight.process.model import Process
 
 
@@ -29,10 +29,8 @@ def revert(
     try:
         with journal.lock(process.pid, process.start_time):
             _revert(process, files, limits, chosen, dry_run, outcome)
-    except ProcessGone as error:
-        outcome.outcome, outcome.reason = "skipped", str(error)
     except MidflightError as error:
-        outcome.reason = str(error)
+        settle(outcome, process, error)
     return outcome
 
 

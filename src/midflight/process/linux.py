@@ -244,7 +244,7 @@ class LinuxProcess:
             with open(f"/proc/{self.view()}/exe", "rb") as file:
                 head = file.read(20)
             path = os.readlink(f"/proc/{self.view()}/exe")
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             return ENDED  # it has given up its memory already, or is about to be a zombie
         except OSError as error:
             return f"its program file cannot be read: {error.strerror}"
