@@ -13,6 +13,7 @@ from typing import Literal
 
 from midflight.forge import relocs as r
 from midflight.forge.decode import Same, Witness
+from midflight.forge.inputs import Inputs
 from midflight.forge.model import Atom, ObjectCode, Reference
 from midflight.forge.runimage import RunImage
 from midflight.image.elf import ElfFile
@@ -72,10 +73,14 @@ class Names:
     objects: Mapping[Path, ObjectCode]
     definers: Mapping[str, tuple[Path, str]]
     """Global symbol name (aliases too) to the atom that defines it, the strong one first."""
+    inputs: Inputs | None = None
+    """The same objects where they are read one by one: then ``definers`` is empty, and this answers for it."""
     _sources: dict[Path, str | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, objects: Mapping[Path, ObjectCode]) -> Names:
+        if isinstance(objects, Inputs):
+            return cls(objects, {}, objects)
         definers: dict[str, tuple[Path, str]] = {}
         strong: set[str] = set()
         for path, code in objects.items():
@@ -94,6 +99,8 @@ class Names:
 
     def source_name(self, path: Path) -> str | None:
         """The name that the object's symbol table has for its source (gABI, STT_FILE); None when it has none."""
+        if self.inputs is not None:
+            return self.inputs.summary(path).source
         if path not in self._sources:
             with ElfFile.open(self.objects[path].file) as elf:
                 files = [s.name for s in elf.symbols() if s.type == "file" and s.name]
@@ -106,6 +113,9 @@ class Names:
 
     def id_of_symbol(self, name: str) -> Id:
         """The canonical id of a global name: aliases share one."""
+        if self.inputs is not None:
+            definition = self.inputs.definition(name)
+            return (None, name if definition is None else definition.name)
         place = self.definers.get(name)
         return (None, name) if place is None else (None, self.atom(*place).name)
 
@@ -115,11 +125,26 @@ class Names:
         return self.id_of_symbol(reference.symbol or "")
 
     def place_of(self, id_: Id) -> tuple[Path, str] | None:
-        """The atom behind an id, when one of the objects defines it."""
-        return self.definers.get(id_[1]) if id_[0] is None else (id_[0], id_[1])
+        """The atom behind an id, when one of the objects defines it (which is read for that)."""
+        if id_[0] is not None:
+            return (id_[0], id_[1])
+        return self.definers.get(id_[1]) if self.inputs is None else self.inputs.place(id_[1])
+
+    def path_of(self, id_: Id) -> Path | None:
+        """The object that defines a thing."""
+        if id_[0] is not None:
+            return id_[0]
+        if self.inputs is not None:
+            definition = self.inputs.definition(id_[1])
+            return None if definition is None else definition.path
+        place = self.definers.get(id_[1])
+        return None if place is None else place[0]
 
     def names_of(self, id_: Id) -> tuple[str, ...]:
         """Every symbol name of the thing."""
+        if id_[0] is None and self.inputs is not None:
+            definition = self.inputs.definition(id_[1])
+            return (id_[1],) if definition is None else definition.names
         place = self.place_of(id_)
         if place is None:
             return (id_[1],)
@@ -134,8 +159,7 @@ def name_of(id_: Id) -> str:
 
 def show(names: Names, id_: Id) -> str:
     """The name that a person knows it by."""
-    place = names.place_of(id_)
-    return id_[1] if place is None else names.atom(*place).name or place[1]
+    return id_[1] if id_[0] is None else names.atom(id_[0], id_[1]).name or id_[1]
 
 
 class Interpreter:
@@ -233,12 +257,9 @@ class Interpreter:
     def symbol_values(self, id_: Id) -> set[int]:
         """Addresses that the image's symbol tables give for a thing, aliases included; empty when they know it not."""
         found: set[int] = set()
-        place = self.names.place_of(id_)
-        is_local = place is not None and self.names.atom(*place).binding == "local"
         for name in self.names.names_of(id_):
-            if is_local:
-                assert place is not None
-                found |= {s.value for s in self.run.local_symbols(name, self.names.source_name(place[0]))}
+            if id_[0] is not None:
+                found |= {s.value for s in self.run.local_symbols(name, self.names.source_name(id_[0]))}
             else:
                 symbol = self.run.global_symbol(name)
                 found |= {symbol.value} if symbol is not None else set()

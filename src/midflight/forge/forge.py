@@ -18,6 +18,7 @@ from midflight.errors import ForgeError, InputError, Refused
 from midflight.forge.capture import build_pair
 from midflight.forge.diff import difference
 from midflight.forge.hooks import compile_hooks, example, hook_functions, strangers
+from midflight.forge.inputs import Inputs
 from midflight.forge.link import Linked, link
 from midflight.forge.match import Key, match
 from midflight.forge.model import BuildPair, Finding, Match, ObjectCode, ObjectDiff
@@ -230,10 +231,17 @@ class _Work:
             self.findings.append(finding("MF144", code.path, code.path.name, what="the file defines no hook"))
         return code
 
+    def _inputs(self) -> Inputs:
+        """All objects of the unfixed image; those that did not change may tell where things are, too."""
+        build = self.pair.pre
+        files = {path: build.objects[path].saved for path in build.inputs if path in build.objects}
+        known = {diff.pre.path: diff.pre for diff in self.diffs if diff.pre is not None}
+        return Inputs(files | {path: code.file for path, code in known.items()}, known)
+
     def _select(self, hooks: ObjectCode | None, names: Sequence[str]) -> None:
         """Choose and match, again when the match finds that a function was inlined everywhere."""
         image = RunImage(self.run)
-        before: dict[Path, ObjectCode] = {diff.pre.path: diff.pre for diff in self.diffs if diff.pre is not None}
+        before = self._inputs()
         absent: frozenset[Key] = frozenset()
         while True:
             self.selection = select(

@@ -16,6 +16,7 @@ from midflight.forge.calls import uses
 from midflight.forge.candidates import Candidates
 from midflight.forge.decode import Different, Same
 from midflight.forge.facts import Contradiction, Fact, Facts, Id, Interpreter, Names, name_of, settle, show
+from midflight.forge.inputs import Inputs
 from midflight.forge.model import Finding, Match, ObjectCode, Place
 from midflight.forge.overruled import has_local_symbols
 from midflight.forge.refusals import finding
@@ -63,21 +64,24 @@ def match(run: ElfFile, objects: Mapping[Path, ObjectCode], wanted: Wanted, link
 
     Args:
         run: the image that runs.
-        objects: pre objects of the image by path: those that changed, and any that may help.
+        objects: pre objects of the image by path, in link order: those that changed, and all others, which may help.
+            Hand over :class:`~midflight.forge.inputs.Inputs`, and only those that do help are read.
         wanted: what must be known; everything about it that cannot be proven becomes a finding (MF130 to MF136).
         linked: the captured image of the unfixed tree, which tells what the linker drops.
 
     Raises:
         ImageError: the image is malformed.
     """
-    return _Matcher(RunImage(run), Names.of(objects), wanted, None if linked is None else RunImage(linked)).result()
+    inputs = Inputs.of(objects)
+    return _Matcher(RunImage(run), inputs, wanted, None if linked is None else RunImage(linked)).result()
 
 
 class _Matcher:
-    def __init__(self, run: RunImage, names: Names, wanted: Wanted, linked: RunImage | None) -> None:
+    def __init__(self, run: RunImage, inputs: Inputs, wanted: Wanted, linked: RunImage | None) -> None:
         self.run = run
         self.linked = linked
-        self.names = names
+        self.inputs = inputs
+        self.names = names = Names.of(inputs)
         self.wanted = wanted
         self.facts = Facts()
         self.interpreter = Interpreter(run, names)
@@ -178,12 +182,14 @@ class _Matcher:
         seen: set[Key] = set()
         for fact in self.interpreter.code_facts(*key, same):
             yield fact
+            # What another object defines is compared where that object is.
+            if fact.what != "address" or self.names.path_of(fact.id) != key[0]:
+                continue
             place = self.names.place_of(fact.id)
-            if fact.what != "address" or place is None or place in seen:
+            if place is None or place in seen:
                 continue
             seen.add(place)
-            # What another object defines is compared where that object is.
-            if place[0] == key[0] and self.names.atom(*place).kind not in ("function", "tls", "other"):
+            if self.names.atom(*place).kind not in ("function", "tls", "other"):
                 for learnt in self.interpreter.data_facts(*place, fact.value):
                     if learnt.what == "inside" and learnt.id == key:
                         self._check_label(same, learnt)
@@ -208,7 +214,7 @@ class _Matcher:
                 return
             helpers = [
                 (path, key)
-                for path, code in self.names.objects.items()
+                for path, code in self._mentioning(unknown)
                 for key, atom in code.atoms.items()
                 if atom.kind == "function" and (path, key) not in self.proven and (path, key) not in functions
                 if any(self.names.id_of_reference(path, item) in unknown for item in atom.references)
@@ -218,6 +224,13 @@ class _Matcher:
             self._prove_all(functions)
             if len(self.proven) == before:
                 return
+
+    def _mentioning(self, ids: set[Id]) -> Iterable[tuple[Path, ObjectCode]]:
+        """The objects that refer to one of these."""
+        paths = {id_[0] for id_ in ids if id_[0] is not None}
+        for name in {id_[1] for id_ in ids if id_[0] is None}:
+            paths.update((*self.inputs.defining(name), *self.inputs.needing(name)))
+        return [(path, self.inputs[path]) for path in self.inputs if path in paths]
 
     def _address_known(self, key: Key) -> bool:
         id_ = self.names.id_of(*key)
@@ -269,8 +282,8 @@ class _Matcher:
     def _callers(self, key: Key) -> Iterable[Key]:
         """Functions that refer to it in its object, or to their own object's copy of it (vague linkage)."""
         atom = self.names.atom(*key)
-        for path in [key[0]] if atom.binding == "local" else self.names.objects:
-            code = self.names.objects[path]
+        for path in [key[0]] if atom.binding == "local" else self.inputs.defining(atom.name):
+            code = self.inputs[path]
             if key[1] in code.atoms and code.atoms[key[1]].name == atom.name:
                 yield from ((path, user.key) for user, _ in uses(code, key[1]) if user.kind == "function")
 
