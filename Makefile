@@ -32,11 +32,11 @@ unit: setup-test ## the fast tests, two at a time
 live: setup-test ## the tests on live processes: scenarios, kills at every step, soak
 	$(PYTEST) -m "($(SERIAL)) and not corpus"
 
-corpus: setup-test ## real vulnerabilities in real Debian packages, patched live (all of them: half an hour)
-	$(PYTEST) -m corpus
+corpus: setup-test ## real CVEs in real Debian packages, patched live; CASE=package/CVE: one (all: an hour)
+	$(PYTEST) tests/corpus -m corpus $(if $(CASE),--case '$(CASE)')
 
 corpus-quick: setup-test ## those of them that build in seconds
-	$(PYTEST) -m "corpus and quick"
+	$(PYTEST) tests/corpus -m "corpus and quick"
 
 bench: ## the benchmarks: tables, and JSON below build/bench
 	@scripts/bootstrap bench

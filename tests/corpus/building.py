@@ -13,15 +13,17 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import debsource
-from tests.corpus.cases import HOSTS, Case, HostProgram, Patched
+from tests.corpus.model import Case, HostProgram, Patched, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "corpus"
+HOSTS = Path(__file__).parent / "hosts"
 
 CODE = (".c", ".h", ".cc", ".cpp", ".hpp")
 
@@ -38,55 +40,44 @@ class Prepared:
     """The vulnerable source, never built."""
     fix: Path
     """The code part of the fix, for -p1."""
-    tree: Path
-    """A copy of the source that was built plainly: the production system."""
-    image: Path
-    """The binary that runs, in ``tree``."""
+    subject: Subject
+    """The plain build of that source: the production system."""
+    instead: str
+    """The version that was taken because the one asked for has left the mirror; otherwise empty."""
 
 
 def prepare(case: Case, cache: Path = CACHE) -> Prepared:
-    """Fetch, unfix and build a case, or find it in the cache.
+    """Fetch, unfix and build a case, or find it in the cache. Cases of one package share its vulnerable build.
 
     Raises:
         BuildError: the build command failed.
         debsource.SourceError: the source, or one of its patches, is not to be had.
     """
-    folder = cache / case.name
-    ready = Prepared(
-        folder / "source", folder / "fix.patch", folder / "production", folder / "production" / case.package.image
-    )
-    with _made_once(folder / "ready", repr((case.package, case.patches))) as needed:
+    holes = case.package.holes if set(case.patches) <= set(case.package.holes) else case.patches
+    own = cache / case.package.name / case.cve
+    base = own.parent / "shared" if holes == case.package.holes else own
+    source, tree = base / "source", base / "production"
+    package = debsource.fetch(case.package.name, version=case.package.version, log=_say)
+    with _made_once(base / "ready", repr((case.package, holes, package.version))) as needed:
         if needed:
-            for path in (ready.source, ready.tree):
+            for path in (source, tree):
                 shutil.rmtree(path, ignore_errors=True)
-            package = debsource.fetch(case.package.name, version=case.package.version, log=_say)
-            package.copy(ready.source, without=case.patches)
-            _write_fix(case, package, ready)
-            shutil.copytree(ready.source, ready.tree, symlinks=True)
-            build(case, ready.tree)
-    if isinstance(case.expected, Patched) and case.expected.host is not None:
-        host = case.expected.host
-        texts = [path.read_text() for path in (HOSTS / "host.h", HOSTS / host.source, folder / "ready")]
-        with _made_once(folder / "host.ready", repr((host, texts))) as needed:
-            if needed:
-                _build_host(host, ready.tree, folder / "host")
-    return ready
-
-
-def build_fixed(case: Case, ready: Prepared) -> Path:
-    """Build the source with the fix, as the next restart would have it; a host program stands beside the tree again."""
-    folder = ready.tree.parent / "fixed"
-    tree = folder / "production"
-    with _made_once(folder / "ready", (ready.tree.parent / "ready").read_text()) as needed:
-        if needed:
-            shutil.rmtree(tree, ignore_errors=True)
-            shutil.copytree(ready.source, tree, symlinks=True)
-            debsource.apply_patch(tree, ready.fix)
+            package.copy(source, without=holes)
+            shutil.copytree(source, tree, symlinks=True)
             build(case, tree)
-    host = ready.tree.parent / "host"
-    if host.exists():
-        shutil.copy2(host, folder / "host")
-    return tree
+    state = (base / "ready").read_text()
+    with _made_once(own / "fix.ready", state + repr(case.patches)) as needed:
+        if needed:
+            _write_fix(case, package, source, holes, own / "fix.patch")
+    program = None
+    if isinstance(case.expected, Patched) and case.expected.host is not None:
+        host, program = case.expected.host, own / "host"
+        texts = [path.read_text() for path in (HOSTS / "host.h", HOSTS / host.source)]
+        with _made_once(own / "host.ready", repr((host, texts, state))) as needed:
+            if needed:
+                _build_host(host, tree, program)
+    instead = package.version if package.requested is not None else ""
+    return Prepared(source, own / "fix.patch", Subject(tree / case.package.image, program), instead)
 
 
 @contextlib.contextmanager
@@ -111,20 +102,24 @@ def build(case: Case, tree: Path) -> None:
     _run(["sh", "-ec", case.package.make], tree, f"{case.name}: {case.package.make}")
     if not (tree / case.package.image).is_file():
         raise BuildError(f"{case.name}: the build made no {case.package.image}")
+    if case.package.stripped:
+        _run(["strip", "--strip-unneeded", case.package.image], tree, f"{case.name}: strip")
 
 
-def _write_fix(case: Case, package: debsource.SourcePackage, ready: Prepared) -> None:
+def _write_fix(case: Case, package: debsource.SourcePackage, source: Path, holes: Sequence[str], patch: Path) -> None:
     """Write the fix as one patch of code alone, without tests, documents and the changelog.
 
     One Debian patch is taken as it is. Several that stand on each other (and on others in between) become the
     difference between the source with all of them and without.
     """
     if len(case.patches) == 1:
-        patch = package.patch(case.patches[0]).read_bytes()
-        ready.fix.write_bytes(code_of(patch.decode("latin-1")).encode("latin-1"))
-        if debsource.fits(ready.source, ready.fix):
+        whole = package.patch(case.patches[0]).read_bytes()
+        patch.write_bytes(code_of(whole.decode("latin-1")).encode("latin-1"))
+        if debsource.fits(source, patch):
             return
-    ready.fix.write_bytes(b"".join(_differences(ready.source, package.tree)))
+    with tempfile.TemporaryDirectory(dir=patch.parent) as folder:
+        fixed = package.copy(Path(folder) / "fixed", without=[name for name in holes if name not in case.patches])
+        patch.write_bytes(b"".join(_differences(source, fixed)))
 
 
 def code_of(patch: str) -> str:
@@ -177,7 +172,8 @@ def _differences(left: Path, right: Path) -> Iterator[bytes]:
 def _build_host(host: HostProgram, tree: Path, program: Path) -> None:
     compiler = "g++" if host.source.endswith(".cpp") else "gcc"
     libraries = [str(tree / name) for name in host.libraries]
-    flags = ["-O1", "-g", f"-I{HOSTS}", f"-I{tree / host.include}", "-DTIXML_USE_STL"]
+    flags = ["-O1", "-g", f"-I{HOSTS}", *(f"-I{tree / name}" for name in host.include), "-DTIXML_USE_STL"]
+    flags += ["-shared", "-fPIC"] * host.shared
     _run([compiler, *flags, str(HOSTS / host.source), "-o", str(program), *libraries], tree, host.source)
 
 

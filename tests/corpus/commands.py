@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.corpus.building import CACHE, Prepared
-from tests.corpus.cases import Case
+from tests.corpus.model import Case
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,9 @@ def build(case: Case, ready: Prepared, output: Path, key: Path) -> Report:
     """Make the hotpatch of a case for the production image that runs."""
     return midflight(
         *("build", "--source", ready.source, "--fix", ready.fix, "--make", case.package.make),
-        *("--image", case.package.image, "--running", ready.image, "--cve", case.cve),
+        *("--image", case.package.image, "--running", ready.subject.image, "--cve", case.cve),
         *("-o", output, "--key", key, "--cache", CACHE / "forge"),
+        *(word for finding, reason in case.reviewed.items() for word in ("--override", f"{finding}={reason}")),
     )
 
 

@@ -33,6 +33,11 @@ class ProbeError(Exception):
 class Target(ABC):
     """One live service under test: its processes, and a probe that may be repeated while they run."""
 
+    serves = False
+    """Whether it is a server, which must answer each :meth:`request` while it is patched."""
+    lethal = False
+    """Whether a probe that finds the hole open ends (or hangs) the process: then such a probe is its last."""
+
     def __init__(self, command: Sequence[str], scratch: Path, environment: Mapping[str, str] | None = None) -> None:
         self._log = scratch / "target.log"
         with self._log.open("ab") as log:
@@ -59,6 +64,14 @@ class Target(ABC):
         Raises:
             ProbeError: what was seen is neither the one nor the other.
         """
+
+    def request(self) -> None:
+        """Ask for something ordinary, as clients do; of servers alone.
+
+        Raises:
+            ProbeError, OSError: the answer is not what it always is.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is no server")
 
     def alive(self) -> bool:
         """Whether every process still runs (and none has been replaced by another one)."""
@@ -101,6 +114,8 @@ class Target(ABC):
 
 class Daemon(Target):
     """A server with a TCP port on the loopback interface."""
+
+    serves = True
 
     def __init__(
         self, command: Sequence[str], scratch: Path, port: int, environment: Mapping[str, str] | None = None

@@ -1,0 +1,25 @@
+"""The packages of the corpus, a file each: how it is built and started, how its holes are seen, and its cases.
+
+A case names the Debian patches that are the fix. The vulnerable source is Debian's own without them; the build command
+is what an administrator would use, with the parts left out that the hole does not need. A probe looks at what the
+process does, and never at a clock: where the hole is time, processor time is counted.
+"""
+
+from __future__ import annotations
+
+from tests.corpus.model import Case
+from tests.corpus.packages import (
+    cjson,
+    dnsmasq,
+    haproxy,
+    libxml2,
+    memcached,
+    mosquitto,
+    nginx,
+    redis,
+    tinyxml,
+)
+
+_ALL = (cjson, tinyxml, memcached, dnsmasq, libxml2, mosquitto, haproxy, nginx, redis)
+
+CASES: tuple[Case, ...] = tuple(case for module in _ALL for case in module.CASES)
