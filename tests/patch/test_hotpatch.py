@@ -31,7 +31,7 @@ from tests.patch.examples import BUILD_ID, KEY, PAYLOAD, PAYLOADS, forged, hotpa
 
 OTHER = key(2)
 HERE = [KEY.public]
-no_reset = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+no_reset = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def refusal(path: Path, data: bytes) -> str:

@@ -31,6 +31,7 @@ from midflight.patch.manifest import (
     Relocation,
     RelocationForm,
     RelocationKind,
+    Review,
     Segment,
     Target,
     Unwind,
@@ -38,10 +39,19 @@ from midflight.patch.manifest import (
 from midflight.patch.validate import validate_manifest
 from tests.patch.examples import PAYLOAD, manifest, target
 
-SCHEMA: dict[str, Any] = json.loads(
-    (files("midflight.patch") / "schema" / "manifest-1.json").read_text(encoding="utf-8")
-)
-VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+def schema_of(version: int) -> dict[str, Any]:
+    """A published schema."""
+    text = (files("midflight.patch") / "schema" / f"manifest-{version}.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+FIRST = schema_of(1)
+SCHEMA = schema_of(2)
+"""Of manifests that name their reviewer: all of the first one, and the review."""
+VALIDATORS = {1: jsonschema.Draft202012Validator(FIRST), 2: jsonschema.Draft202012Validator(SCHEMA)}
+VALIDATOR = VALIDATORS[2]
 DEFINITIONS: dict[str, type] = {
     "segment": Segment,
     "range": CodeRange,
@@ -53,6 +63,7 @@ DEFINITIONS: dict[str, type] = {
     "unwind": Unwind,
     "override": Override,
     "target": Target,
+    "review": Review,
 }
 
 
@@ -63,17 +74,59 @@ def read(document: object) -> Manifest:
     return decoded
 
 
+REVIEW = Review("Jo Doe <jo@example.org>", "e" * 64)
+
+
+def reviewed() -> Manifest:
+    """The example, with everything that the newest schema has."""
+    return manifest(schema=2, review=REVIEW)
+
+
 def document() -> Any:
     """A good manifest as JSON types, to be spoiled."""
-    return json.loads(encode_manifest(manifest()))
+    return json.loads(encode_manifest(reviewed()))
 
 
 # --- good ones -----------------------------------------------------------------------------------------------------
 
 
-def test_the_example_is_good() -> None:
-    assert read(document()) == manifest()
+def test_the_examples_are_good() -> None:
+    assert read(document()) == reviewed()
     VALIDATOR.validate(document())
+    plain = json.loads(encode_manifest(manifest()))
+    assert read(plain) == manifest()
+    VALIDATORS[1].validate(plain)
+
+
+def test_a_manifest_without_a_reviewer_is_what_it_always_was() -> None:
+    """Old readers read it; one that names a reviewer they refuse, as they cannot show who it was."""
+    plain = json.loads(encode_manifest(manifest()))
+    assert plain["schema"] == 1 and "review" not in plain
+    assert not VALIDATORS[1].is_valid(document()) and not VALIDATORS[2].is_valid(plain)
+    for wrong in ({**plain, "review": document()["review"]}, {**plain, "schema": 2}, {**document(), "schema": 1}):
+        with pytest.raises(FieldError, match="review"):
+            read(wrong)
+
+
+def test_the_second_schema_is_the_first_and_a_review() -> None:
+    second = json.loads(json.dumps(SCHEMA))
+    del second["properties"]["review"], second["$defs"]["review"]
+    second["required"].remove("review")
+    for field in ("$id", "title", "description"):
+        second[field] = FIRST[field]
+    second["properties"]["schema"] = {"const": 1}
+    assert second == FIRST
+
+
+@pytest.mark.parametrize(
+    "reviewer", ["Jo Doe", "<jo@example.org>", "Jo <jo>", "Jo <a@b> <c@d>", "Jo\n<a@b>", "Jo\u202e <a@b>", "Jo <a@b> "]
+)
+def test_a_reviewer_is_a_person_with_an_address(reviewer: str) -> None:
+    spoiled = document()
+    spoiled["review"]["reviewer"] = reviewer
+    with pytest.raises(FieldError, match=r"review\.reviewer"):
+        read(spoiled)
+    assert not VALIDATOR.is_valid(spoiled)
 
 
 def test_the_encoding_is_one_line_of_ascii() -> None:
@@ -150,9 +203,10 @@ def targets(draw: st.DrawFn) -> Target:
     )
 
 
+_PLAIN = str.maketrans("<>", "()")
 manifests = st.builds(
     Manifest,
-    schema=st.just(1),
+    schema=st.just(2),
     name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,20}", fullmatch=True),
     sequence=st.integers(0, (1 << 31) - 1),
     description=texts,
@@ -162,7 +216,8 @@ manifests = st.builds(
     compiler=proses,
     fix_sha256=digests,
     targets=st.lists(targets(), min_size=1, max_size=3, unique_by=lambda t: t.build_id).map(tuple),
-)
+    review=st.none() | st.builds(Review, names.map(lambda name: f"{name.translate(_PLAIN)} <jo@example.org>"), digests),
+).map(lambda made: made if made.review else replace(made, schema=1))
 
 
 @settings(deadline=None, max_examples=60)
@@ -172,13 +227,14 @@ def test_every_good_manifest_comes_back_and_follows_the_schema(good: Manifest) -
     decoded = decode_manifest(encoded)
     validate_manifest(decoded)
     assert decoded == good and encode_manifest(decoded) == encoded
-    VALIDATOR.validate(json.loads(encoded))
+    VALIDATORS[good.schema].validate(json.loads(encoded))
 
 
 # --- the schema and the dataclasses --------------------------------------------------------------------------------
 
 
 def test_the_schema_is_a_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(FIRST)
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
@@ -196,7 +252,9 @@ def test_the_schema_says_what_the_dataclass_says(name: str) -> None:
     assert list(schema["properties"]) == list(hints) == schema["required"]
     for field, hint in hints.items():
         if field == "schema":
-            derived: object = {"const": model.SCHEMA_VERSION}
+            derived: object = {"const": model.REVIEWED_SCHEMA}
+        elif field == "review":
+            derived = {"record": Review}
         elif field == "hooks":
             derived = {"hooks": set(get_args(model.HookName))}
         else:
@@ -313,7 +371,7 @@ def test_every_key_is_needed_and_no_other_is_allowed(place: tuple[Any, ...]) -> 
         ("builder", " "),
         ("compiler", "a\nb"),
         ("fix_sha256", "F" * 64),
-        ("schema", 2),
+        ("schema", 3),
         ("sequence", 1.0),
         ("targets", []),
     ],

@@ -133,6 +133,9 @@ def _show_fix(manifest: Manifest, out: Output) -> None:
     _field(out, "created", f"{manifest.created} by {manifest.builder}")
     _field(out, "compiler", manifest.compiler)
     _field(out, "fix sha256", manifest.fix_sha256)
+    if manifest.review is not None:
+        _field(out, "reviewed by", manifest.review.reviewer)
+        _field(out, "", f"what was signed off: {manifest.review.digest}")
 
 
 def _show_target(target: Target, symbols: bool, out: Output) -> None:

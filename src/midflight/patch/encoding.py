@@ -1,9 +1,10 @@
 """The manifest as JSON and back. What is decoded here is complete and of the right types and ranges, field by field;
 what fields must be to each other is checked in :mod:`midflight.patch.validate`.
 
-The tables below follow the dataclasses of :mod:`midflight.patch.manifest` field by field, and the published schema
-``schema/manifest-1.json`` follows both (tests hold the three together). JSON has every field, always; optional ones are
-null. Byte strings are lower-case hex; ``hooks`` is an object from hook name to payload offset.
+The tables below follow the dataclasses of :mod:`midflight.patch.manifest` field by field, and the published schemas
+``schema/manifest-1.json`` and ``-2.json`` follow both (tests hold the three together). JSON has every field, always;
+optional ones are null; schema 2 is schema 1 with the field ``review``. Byte strings are lower-case hex; ``hooks`` is an
+object from hook name to payload offset.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import get_args
 
 from midflight.patch import strictjson
 from midflight.patch.fields import (
+    Check,
     FieldError,
     boolean,
     choice,
@@ -28,6 +30,7 @@ from midflight.patch.fields import (
     text,
 )
 from midflight.patch.manifest import (
+    REVIEWED_SCHEMA,
     SCHEMA_VERSION,
     CodeRange,
     Entry,
@@ -42,6 +45,7 @@ from midflight.patch.manifest import (
     Relocation,
     RelocationForm,
     RelocationKind,
+    Review,
     Segment,
     SegmentKind,
     Target,
@@ -96,6 +100,18 @@ def _moment(value: object) -> str:
         raise FieldError(f"must be a time that exists, is {show(value)}")
     return moment
 
+
+def reviewer_name(value: object) -> str:
+    """A person: name and address, as version control systems write them.
+
+    Raises:
+        FieldError: it is none.
+    """
+    return _person(_one_line(value))
+
+
+_one_line = text(1, 200)
+_person = pattern(r"[^<>]*[^<>\s] <[^<>@\s]+@[^<>@\s]+>", "a name and an address like Jo Doe <jo@example.org>")
 
 _segment = record(
     Segment, kind=choice(get_args(SegmentKind)), offset=_offset, size=_size, file_offset=_offset, file_size=_offset
@@ -152,19 +168,22 @@ _target = record(
     overrides=many(_override, 0, 1000),
     escapes=boolean,
 )
-_manifest = record(
-    Manifest,
-    schema=integer(SCHEMA_VERSION, SCHEMA_VERSION),
-    name=pattern(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,127}", "a name of letters, digits and . _ + ~ -"),
-    sequence=integer(0, (1 << 31) - 1),
-    description=text(0, 10_000, lines=True),
-    cves=many(pattern(r"CVE-[0-9]{4}-[0-9]{4,12}", "a CVE number like CVE-2026-12345"), 0, 1000),
-    created=_moment,
-    builder=text(1, 200),
-    compiler=text(1, 1000),
-    fix_sha256=_sha256,
-    targets=many(_target, 1, MAX_TARGETS),
-)
+_review = record(Review, reviewer=reviewer_name, digest=_sha256)
+_schema = integer(SCHEMA_VERSION, REVIEWED_SCHEMA)
+_manifest_fields: dict[str, Check] = {
+    "schema": _schema,
+    "name": pattern(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,127}", "a name of letters, digits and . _ + ~ -"),
+    "sequence": integer(0, (1 << 31) - 1),
+    "description": text(0, 10_000, lines=True),
+    "cves": many(pattern(r"CVE-[0-9]{4}-[0-9]{4,12}", "a CVE number like CVE-2026-12345"), 0, 1000),
+    "created": _moment,
+    "builder": text(1, 200),
+    "compiler": text(1, 1000),
+    "fix_sha256": _sha256,
+    "targets": many(_target, 1, MAX_TARGETS),
+}
+_manifest = record(Manifest, **_manifest_fields)
+_reviewed_manifest = record(Manifest, **_manifest_fields, review=_review)
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -179,7 +198,13 @@ def decode_manifest(data: bytes) -> Manifest:
         value = strictjson.loads(data)
     except strictjson.StrictJSONError as error:
         raise FieldError(str(error)) from None
-    return _manifest(value)
+    if type(value) is not dict or "schema" not in value:
+        return _manifest(value)
+    try:
+        reviewed = _schema(value["schema"]) == REVIEWED_SCHEMA
+    except FieldError as error:
+        raise error.inside(".schema") from None
+    return _reviewed_manifest(value) if reviewed else _manifest(value)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -193,6 +218,8 @@ def plain(value: object) -> object:
         result: dict[str, object] = {}
         for field in dataclass_fields(value):
             content = getattr(value, field.name)
+            if field.name == "review" and content is None:
+                continue
             result[field.name] = dict(content) if field.name == "hooks" else plain(content)
         return result
     if isinstance(value, tuple | list):

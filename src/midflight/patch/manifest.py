@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 SCHEMA_VERSION = 1
+REVIEWED_SCHEMA = 2
+"""The schema of a manifest that names its reviewer; all others keep the first one, which every reader knows."""
 
 SegmentKind = Literal["code", "rodata", "data"]
 RelocationKind = Literal["payload", "image", "import", "slot"]
@@ -156,6 +158,15 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Review:
+    """Who signed off what no tool can prove. ``digest`` is the one that ``midflight assess`` shows: a sha256 over the
+    fix, the baseline, the payload and the findings that the reviewer saw."""
+
+    reviewer: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The whole hotpatch. ``name`` is the series; a higher ``sequence`` of the same name replaces a lower one."""
 
@@ -171,3 +182,5 @@ class Manifest:
     compiler: str
     fix_sha256: str
     targets: tuple[Target, ...]
+    review: Review | None = None
+    """In schema 2 alone, and always there."""
