@@ -44,6 +44,13 @@ EXIT_STATUS = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this command."""
+    add_inputs(parser)
+    _add_hotpatch(parser)
+    add_decisions(parser)
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that say what is built; ``midflight assess`` has them as well."""
     what = parser.add_argument_group("what to build")
     what.add_argument("--source", type=Path, required=True, metavar="DIR", help="the source tree without the fix")
     what.add_argument("--fix", type=Path, required=True, metavar="FIX", help="a patch file (-p1), or a second tree")
@@ -58,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--cache", type=Path, metavar="DIR", help="where builds are kept (default: ~/.cache/midflight)")
     what.add_argument("--no-cache", action="store_true", help="keep nothing")
 
+
+def _add_hotpatch(parser: argparse.ArgumentParser) -> None:
     hotpatch = parser.add_argument_group("the hotpatch")
     hotpatch.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the hotpatch to write")
     hotpatch.add_argument("--key", type=Path, required=True, metavar="FILE", help="the private key that signs it")
@@ -68,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hotpatch.add_argument("--cve", action="append", default=[], metavar="ID", help="what it closes; may be repeated")
     hotpatch.add_argument("--description", default="", metavar="TEXT", help="one line for people")
 
+
+def add_decisions(parser: argparse.ArgumentParser) -> None:
+    """Declare what a reviewer decides; ``midflight assess`` has them as well."""
     safety = parser.add_argument_group("decisions of a reviewer")
     safety.add_argument(
         "--policy",
@@ -83,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CODE:SYMBOL=REASON",
         help="override one finding, and say why; may be repeated",
     )
+    safety.add_argument("--reviewer", metavar="'NAME <MAIL>'", help="who signs off the findings that need a person")
     safety.add_argument(
         "--hooks", type=Path, metavar="FILE.c", help="C functions to run before and after apply and revert"
     )
@@ -93,6 +106,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from midflight.trust.keys import load_private_key
 
     overrides = parse_overrides(args.override)
+    check_reviewer(args.reviewer)
     args.name = args.name or Path(args.image).name
     args.cve = list(dict.fromkeys(args.cve))
     _check_labels(args)
@@ -151,6 +165,20 @@ def parse_overrides(words: Sequence[str]) -> dict[tuple[str, str], str]:
     return found
 
 
+def check_reviewer(text: str | None) -> None:
+    """Raises:
+    InputError: it is no name with an address.
+    """
+    from midflight.patch.encoding import reviewer_name
+    from midflight.patch.fields import FieldError
+
+    if text is not None:
+        try:
+            reviewer_name(text)
+        except FieldError as error:
+            raise InputError(f"--reviewer {error.reason}") from None
+
+
 def _check_labels(args: argparse.Namespace) -> None:
     """Let the format itself look at what the author wrote, before anything is built for minutes.
 
@@ -201,6 +229,7 @@ def _request(args: argparse.Namespace, work: Path, overrides: Mapping[tuple[str,
         policy=args.policy,
         policy_reason=args.policy_reason,
         overrides=overrides,
+        reviewer=args.reviewer,
         hooks=args.hooks,
         jobs=args.jobs,
     )

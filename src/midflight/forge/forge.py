@@ -6,6 +6,7 @@ All findings are collected before anything is refused, so that one run shows eve
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +26,21 @@ from midflight.forge.model import BuildPair, Finding, Match, ObjectCode, ObjectD
 from midflight.forge.moves import moved
 from midflight.forge.objects import read_object
 from midflight.forge.overruled import folded, has_local_symbols, overruled
-from midflight.forge.refusals import finding
+from midflight.forge.refusals import REFUSALS, finding
 from midflight.forge.runimage import RunImage
 from midflight.forge.select import Selection, select
 from midflight.forge.source import read_fix
 from midflight.image.elf import ElfFile
-from midflight.patch.manifest import SCHEMA_VERSION, HookName, Manifest, Override, Policy, Target
+from midflight.patch.manifest import (
+    REVIEWED_SCHEMA,
+    SCHEMA_VERSION,
+    HookName,
+    Manifest,
+    Override,
+    Policy,
+    Review,
+    Target,
+)
 
 Progress = Callable[[str], None]
 
@@ -56,6 +66,8 @@ class ForgeRequest:
     policy_reason: str | None = None
     overrides: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(code, symbol) to the written reason."""
+    reviewer: str | None = None
+    """Who signs off what no tool can prove: "Name <mail>"."""
     hooks: Path | None = None
     """A C file with hooks."""
     jobs: int | None = None
@@ -108,6 +120,8 @@ def _check(request: ForgeRequest) -> None:
     for (code, symbol), reason in request.overrides.items():
         if not reason.strip():
             raise InputError(f"the override of {code} for {symbol} needs a written reason")
+        if code in REFUSALS and REFUSALS[code].kind == "sign-off" and request.reviewer is None:
+            raise InputError(f"{code} for {symbol} is signed off by a person; say who with --reviewer 'Name <mail>'")
     if request.running is not None and not request.running.is_file():
         raise InputError(f"the running binary {request.running} does not exist")
 
@@ -128,11 +142,13 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
         overrides, refused = _override(findings, request.overrides)
         findings += [item for item in refused if item not in findings]
         report = _report(request, work, linked, findings, overrides, sources)
+        digest = _reviewed(request, run, linked, findings)
+        report["review"] = {"reviewer": request.reviewer, "digest": digest}
         if refused:
             raise RefusedWithFindings(refused, report)
         target = _target(request, run, linked, overrides)
     manifest = Manifest(
-        schema=SCHEMA_VERSION,
+        schema=SCHEMA_VERSION if request.reviewer is None else REVIEWED_SCHEMA,
         name=request.name or Path(request.image).name,
         sequence=request.sequence,
         description=request.description,
@@ -142,6 +158,7 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
         compiler="; ".join(dict.fromkeys(diff.post.compiler for diff in diffs)),
         fix_sha256=read_fix(request.source.resolve(), request.fix).digest(),
         targets=(target,),
+        review=None if request.reviewer is None else Review(request.reviewer, digest),
     )
     return ForgeResult(manifest, {target.payload: linked.payload}, report)
 
@@ -261,19 +278,31 @@ def _order(item: Finding) -> tuple[str, str, str, str]:
 def _override(
     findings: Sequence[Finding], reasons: Mapping[tuple[str, str], str]
 ) -> tuple[tuple[Override, ...], list[Finding]]:
-    """Split the findings into overridden and standing ones; an override of nothing is a finding too."""
+    """Split the findings that block into overridden and standing ones; an override of nothing is a finding too."""
     overridden, refused = [], []
-    for item in findings:
+    blocking = [item for item in findings if item.blocks]
+    for item in blocking:
         reason = reasons.get((item.code, item.symbol))
         if reason is None or not item.overridable:
             refused.append(item)
         else:
             overridden.append(Override(item.code, item.file, item.symbol, item.reason, reason))
-    met = {(item.code, item.symbol) for item in findings}
+    met = {(item.code, item.symbol) for item in blocking}
     for code, symbol in sorted(reasons):
         if (code, symbol) not in met:
             refused.append(finding("MF162", "", symbol, what=f"{code} for {symbol}"))
     return tuple(overridden), refused
+
+
+def _reviewed(request: ForgeRequest, run: ElfFile, linked: Linked, findings: Sequence[Finding]) -> str:
+    """The digest of what a reviewer signs off: the fix, the baseline, the payload, and all that was found."""
+    what = {
+        "fix": read_fix(request.source.resolve(), request.fix).digest(),
+        "build_id": run.build_id,
+        "payload": hashlib.sha256(linked.payload).hexdigest(),
+        "findings": [[f.code, f.kind, f.file, f.symbol, f.reason] for f in findings],
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _target(request: ForgeRequest, run: ElfFile, linked: Linked, overrides: tuple[Override, ...]) -> Target:
@@ -354,6 +383,7 @@ def _report(
         "findings": [
             {
                 "code": item.code,
+                "kind": item.kind,
                 "file": item.file,
                 "symbol": item.symbol,
                 "reason": item.reason,

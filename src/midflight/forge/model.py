@@ -122,10 +122,13 @@ class ObjectCode:
 # --- differences and findings --------------------------------------------------------------------------------------
 
 
+FindingKind = Literal["refusal", "sign-off", "warning", "note"]
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Why something cannot (or only with a person's word) be hotpatched. Codes are stable:
-    docs/reference/refusals.md."""
+    """Why something cannot (or only with a person's word) be hotpatched, or what a person should know. Codes are
+    stable: docs/reference/refusals.md."""
 
     code: str
     """MF1xx."""
@@ -134,6 +137,12 @@ class Finding:
     reason: str
     remedy: str
     overridable: bool = True
+    kind: FindingKind = "refusal"
+
+    @property
+    def blocks(self) -> bool:
+        """Whether no hotpatch is written while this finding stands."""
+        return self.kind in ("refusal", "sign-off")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""The registry of refusals: every code, its meaning, its wording and its remedy, in one place.
+"""The registry of findings: every code, its kind, its meaning, its wording and its remedy, in one place.
 
 Codes never change their meaning. Ranges: 100-109 objects and compilers, 110-119 and 150-159 differences, 120-129
-function entries, 130-139 matching, 140-149 linking, 160-169 the whole build.
+function entries, 130-139 matching, 140-149 linking, 160-169 the whole build, 170-179 what is left to a person.
 
 docs/reference/refusals.md is made from this.
 """
@@ -11,20 +11,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from midflight.forge.model import Finding
+from midflight.forge.model import Finding, FindingKind
 
 _BASELINE = "Ship the fix as a baseline: install the fixed build and restart."
+_SIGN = "record it with --override CODE:SYMBOL=REASON and --reviewer. Or ship the fix as a baseline."
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One kind of refusal. ``reason`` is a format string for the details that :func:`finding` is given."""
+    """One kind of finding. ``reason`` is a format string for the details that :func:`finding` is given."""
 
     code: str
     title: str
     reason: str
     remedy: str
     overridable: bool = True
+    kind: FindingKind = "refusal"
 
 
 def _table(*rows: Refusal) -> dict[str, Refusal]:
@@ -266,6 +268,71 @@ REFUSALS: dict[str, Refusal] = _table(
         "Leave it out: an override that is not needed hides the next change.",
         overridable=False,
     ),
+    # --- left to a person
+    Refusal(
+        "MF170",
+        "Ownership of memory changed",
+        "{what}; no tool can prove that objects which the old code made, or still holds, fit the new rule",
+        "Let a person who knows the program follow objects from before the hotpatch through the new code (and those "
+        f"from the new code through a revert), and {_SIGN}",
+        kind="sign-off",
+    ),
+    Refusal(
+        "MF171",
+        "Hash or ordering changed",
+        "{what}; tables and lists that the running program has built stand in the old order",
+        f"Let a person find out whether anything live was placed by the old result, and {_SIGN}",
+        kind="sign-off",
+    ),
+    Refusal(
+        "MF172",
+        "Locking changed",
+        "{what}",
+        "Check that the order of locks stays the same for all threads, and that none is held twice or left held.",
+        overridable=False,
+        kind="warning",
+    ),
+    Refusal(
+        "MF173",
+        "Runs with a lock held",
+        "{caller} holds a lock ({lock}) when it calls this function",
+        "Nothing needs to be done: the hotpatch waits for threads in the function, and the lock stays held meanwhile "
+        "as it would be anyway.",
+        overridable=False,
+        kind="note",
+    ),
+    Refusal(
+        "MF174",
+        "Inlined",
+        "the fix changes {source}, which the compiler put into this function",
+        "Nothing needs to be done: the function is replaced because of that, though its own source is the same.",
+        overridable=False,
+        kind="note",
+    ),
+    Refusal(
+        "MF175",
+        "When it runs is unknown",
+        "{what}, so it may be behind the running program for good, and the hotpatch may do nothing",
+        "Let a person find out when this code runs: what must be done again, an after_apply hook can do; else restart.",
+        overridable=False,
+        kind="note",
+    ),
+    Refusal(
+        "MF176",
+        "New import",
+        "the new code uses {symbol}, which the image does not use so far; {library} has it",
+        "Nothing needs to be done: it is looked up in each process, which is left alone when it is not there.",
+        overridable=False,
+        kind="note",
+    ),
+    Refusal(
+        "MF177",
+        "New import from another library",
+        "the new code uses {symbol} of {library}, which the image does not ask for",
+        "Check that the processes to be patched have loaded that library; those that have not are left alone.",
+        overridable=False,
+        kind="warning",
+    ),
 )
 
 
@@ -279,27 +346,42 @@ def finding(code: str, file: Path | str, symbol: str, **detail: object) -> Findi
         reason=refusal.reason.format(**detail),
         remedy=refusal.remedy,
         overridable=refusal.overridable,
+        kind=refusal.kind,
     )
+
+
+_OVERRIDES = {True: "Can be overridden with a written reason.", False: "Cannot be overridden."}
+_ANSWERS = {
+    "sign-off": "Needs a written reason and a reviewer's name.",
+    "warning": "Does not block.",
+    "note": "Does not block.",
+}
 
 
 def reference_page() -> str:
     """The Markdown text of docs/reference/refusals.md."""
     lines = [
-        "# Refusals",
+        "# Findings and refusals",
         "",
-        "`midflight build` refuses a change that cannot be made in a running program safely. Each refusal names its",
-        "code, the file, the symbol, the reason and what to do instead. Codes never change their meaning. Those that",
-        "can be overridden need a written reason, which becomes a part of the signed manifest.",
+        "`midflight build` refuses a change that cannot be made in a running program safely, and `midflight assess`",
+        "tells that without making anything. Each finding names its code, the file, the symbol, the reason and what to",
+        "do. Codes never change their meaning. There are four kinds:",
+        "",
+        "- **refusal**: the change cannot be hotpatched safely. Those that can be overridden need a written reason,",
+        "  which becomes a part of the signed manifest;",
+        "- **sign-off**: no tool can prove it either way. Nothing is written before each has a written reason, and a",
+        "  reviewer's name (`--reviewer`); both become a part of the signed manifest;",
+        "- **warning** and **note**: something to know. They never block.",
     ]
     for row in sorted(REFUSALS.values(), key=lambda item: item.code):
         lines += [
             "",
-            f"## {row.code}: {row.title}",
+            f"## {row.code}: {row.title}" + ("" if row.kind == "refusal" else f" ({row.kind})"),
             "",
             f"Reason given: {row.reason.replace('{', '*').replace('}', '*')}.",
             "",
             f"Remedy: {row.remedy}",
             "",
-            "Can be overridden with a written reason." if row.overridable else "Cannot be overridden.",
+            _ANSWERS[row.kind] if row.kind != "refusal" else _OVERRIDES[row.overridable],
         ]
     return "\n".join(lines) + "\n"
