@@ -27,9 +27,11 @@ from midflight.forge.moves import moved
 from midflight.forge.objects import read_object
 from midflight.forge.overruled import folded, has_local_symbols, overruled
 from midflight.forge.refusals import REFUSALS, finding
+from midflight.forge.reviewing import Evidence, review_image
 from midflight.forge.runimage import RunImage
 from midflight.forge.select import Selection, select
 from midflight.forge.source import read_fix
+from midflight.forge.touched import touched
 from midflight.image.elf import ElfFile
 from midflight.patch.manifest import (
     REVIEWED_SCHEMA,
@@ -80,17 +82,19 @@ class ForgeResult:
     manifest: Manifest
     payloads: Mapping[str, bytes]
     report: Mapping[str, Any]
+    evidence: Evidence
 
 
 class RefusedWithFindings(Refused):
     """The forge refuses; every finding that was not overridden, and the whole report."""
 
-    def __init__(self, findings: Sequence[Finding], report: Mapping[str, Any]) -> None:
+    def __init__(self, findings: Sequence[Finding], report: Mapping[str, Any], evidence: Evidence) -> None:
         first = findings[0]
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         super().__init__(f"refused: {first.code} {first.file}: {first.symbol}: {first.reason}{more}. {first.remedy}")
         self.findings = tuple(findings)
         self.report = report
+        self.evidence = evidence
 
 
 def forge(request: ForgeRequest, progress: Progress = lambda line: None) -> ForgeResult:
@@ -132,20 +136,27 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
     if running is None:
         raise ForgeError("there is no running binary: give one, or let the plain build be made")
     sources = _Sources(pair)
+    fix = read_fix(request.source.resolve(), request.fix)
     progress(f"compare: {len(pair.changed)} objects")
     diffs = [diff for path in pair.changed if (diff := _difference(pair, path)) is not None]
     with ElfFile.open(running) as run, ElfFile.open(pair.post.image) as post:
         work = _Work(request, pair, diffs, run, post)
         progress(f"match: against {running.name}")
         linked = work.link(progress)
+        progress("review: what no tool can prove")
+        assert work.selection is not None
+        changes = touched(request.source.resolve(), fix.changes)
+        evidence = Evidence(diffs, work.selection.replaced, changes, sources.name)
+        with ElfFile.open(pair.pre.image) as pre:
+            work.findings += review_image(evidence, pre, run, linked.imports, sources.path)
         findings = sorted({sources.named(item) for item in work.findings}, key=_order)
         overrides, refused = _override(findings, request.overrides)
         findings += [item for item in refused if item not in findings]
         report = _report(request, work, linked, findings, overrides, sources)
-        digest = _reviewed(request, run, linked, findings)
+        digest = _reviewed(fix.digest(), run, linked, findings)
         report["review"] = {"reviewer": request.reviewer, "digest": digest}
         if refused:
-            raise RefusedWithFindings(refused, report)
+            raise RefusedWithFindings(refused, report, evidence)
         target = _target(request, run, linked, overrides)
     manifest = Manifest(
         schema=SCHEMA_VERSION if request.reviewer is None else REVIEWED_SCHEMA,
@@ -156,11 +167,11 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
         created=_created(request.fix),
         builder=f"midflight {midflight.__version__}",
         compiler="; ".join(dict.fromkeys(diff.post.compiler for diff in diffs)),
-        fix_sha256=read_fix(request.source.resolve(), request.fix).digest(),
+        fix_sha256=fix.digest(),
         targets=(target,),
         review=None if request.reviewer is None else Review(request.reviewer, digest),
     )
-    return ForgeResult(manifest, {target.payload: linked.payload}, report)
+    return ForgeResult(manifest, {target.payload: linked.payload}, report, evidence)
 
 
 def _difference(pair: BuildPair, path: Path) -> ObjectDiff | None:
@@ -178,9 +189,14 @@ class _Sources:
 
     pair: BuildPair
 
-    def name(self, path: Path) -> str:
+    def path(self, path: Path) -> Path:
+        """The source file of an object."""
         made = self.pair.post.objects.get(path) or self.pair.pre.objects.get(path)
-        source = made.source if made is not None else path
+        return made.source if made is not None else path
+
+    def name(self, path: Path) -> str:
+        """The same, relative to the tree; anything else as it is."""
+        source = self.path(path)
         return str(source.relative_to(self.pair.tree)) if source.is_relative_to(self.pair.tree) else str(source)
 
     def named(self, item: Finding) -> Finding:
@@ -294,10 +310,10 @@ def _override(
     return tuple(overridden), refused
 
 
-def _reviewed(request: ForgeRequest, run: ElfFile, linked: Linked, findings: Sequence[Finding]) -> str:
+def _reviewed(fix: str, run: ElfFile, linked: Linked, findings: Sequence[Finding]) -> str:
     """The digest of what a reviewer signs off: the fix, the baseline, the payload, and all that was found."""
     what = {
-        "fix": read_fix(request.source.resolve(), request.fix).digest(),
+        "fix": fix,
         "build_id": run.build_id,
         "payload": hashlib.sha256(linked.payload).hexdigest(),
         "findings": [[f.code, f.kind, f.file, f.symbol, f.reason] for f in findings],

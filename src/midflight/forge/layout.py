@@ -6,7 +6,7 @@ types, types that are gone, and new enumerators are none. Source: DWARF 5 sectio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +41,15 @@ class _Structure:
     members: tuple[_Member, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """Where the source defines a function: number of the file in the line table, and line. Inline ones too."""
+
+    name: str
+    file: int
+    line: int
+
+
 @dataclass(slots=True)
 class _TypeTable:
     """What is compared, by names that both sides can have."""
@@ -54,6 +63,7 @@ class _TypeTable:
     signatures: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
     """Types of the static variables that the object defines, by the name of their symbol."""
+    definitions: list[Definition] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     """The main source file of each unit."""
     usable: bool = False
@@ -204,6 +214,10 @@ class _Reader:
         names = [d.attributes[a] for a in (dwarf.LINKAGE_NAME, dwarf.NAME) for d in chain if a in d.attributes]
         if not names or not isinstance(names[0], str):
             return
+        placed = next((d for d in chain if dwarf.DECLARED_LINE in d.attributes), die)
+        file, line = placed.number(dwarf.DECLARED_FILE), placed.number(dwarf.DECLARED_LINE)
+        if file is not None and line is not None:
+            self.table.definitions.append(Definition(names[0], file, line))
         typed = next((d for d in chain if dwarf.TYPE in d.attributes), die)
         whole = chain[1] if dwarf.ORIGIN in die.attributes and len(chain) > 1 else die
         self.table.signatures.setdefault(names[0], f"{self._type(typed)} ({self._parameters(whole)})")
@@ -273,6 +287,15 @@ def signatures(file: Path) -> Mapping[str, str]:
         ImageError: the debug information is malformed.
     """
     return _table(file).signatures
+
+
+def definitions(file: Path) -> Sequence[Definition]:
+    """Where the source defines the functions of an object.
+
+    Raises:
+        ImageError: the debug information is malformed.
+    """
+    return _table(file).definitions
 
 
 def variables(file: Path) -> Mapping[str, str]:

@@ -13,6 +13,7 @@ In doubt (no DWARF, sources not found) it is a change. Source: DWARF 5 section 6
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -46,13 +47,18 @@ class LineTables:
         try:
             return read_line_info(self._file)
         except ImageError:
-            return LineInfo({}, ())
+            return LineInfo({}, (), {})
 
     def rows(self, atom: Atom) -> list[Row]:
         """The rows of one function, addresses relative to its beginning, in the order of the table."""
         end = atom.offset + atom.size
         found = self._info.rows.get(atom.section, ())
-        return [Row(r.address - atom.offset, r.line) for r in found if atom.offset <= r.address < end]
+        return [Row(r.address - atom.offset, r.line, r.file) for r in found if atom.offset <= r.address < end]
+
+    @property
+    def files(self) -> Mapping[int, str]:
+        """Source files by the number that debug information gives them."""
+        return self._info.numbered
 
     @cached_property
     def literals(self) -> frozenset[int] | None:

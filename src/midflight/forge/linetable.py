@@ -26,6 +26,8 @@ class Row:
 
     address: int
     line: int
+    file: str = ""
+    """As far as the table tells its directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class LineInfo:
 
     rows: Mapping[str, tuple[Row, ...]]
     files: tuple[str, ...]
+    numbered: Mapping[int, str]
+    """Files by the number that attributes as DW_AT_decl_file have; empty where several tables number them."""
 
 
 def read_line_info(file: Path) -> LineInfo:
@@ -81,6 +85,8 @@ class _Reader:
                 self._data = bytes(buffer)
         self._rows: dict[str, list[Row]] = {}
         self._files: list[str] = []
+        self._numbered: dict[int, str] = {}
+        self._programs = 0
 
     def read(self) -> LineInfo:
         at = 0
@@ -91,7 +97,7 @@ class _Reader:
             self._read_program(at + 4, at + 4 + length)
             at += 4 + length
         rows = {name: tuple(found) for name, found in self._rows.items() if name not in self._twice}
-        return LineInfo(rows, tuple(dict.fromkeys(self._files)))
+        return LineInfo(rows, tuple(dict.fromkeys(self._files)), self._numbered if self._programs == 1 else {})
 
     def _read_program(self, at: int, end: int) -> None:
         data = self._data
@@ -132,8 +138,10 @@ class _Reader:
                 _, at = uleb(self._data, at)
                 entries.append((text, folder))
         root = Path(folders[0]) if folders else Path()
-        for path, index in entries:
-            self._files.append(str(root / (folders[index] if index < len(folders) else "") / path))
+        names = [str(root / (folders[index] if index < len(folders) else "") / path) for path, index in entries]
+        self._files += names
+        self._numbered = dict(enumerate(names, 0 if version == 5 else 1))
+        self._programs += 1
 
     def _read_entries(self, at: int) -> tuple[list[tuple[str, int]], int]:
         """A table of version 5: (path, directory index) of each entry, whatever else its format holds."""
@@ -182,7 +190,7 @@ class _Reader:
     def _run(self, at: int, end: int, unit: int, base: int, span: int, lengths: bytes) -> None:
         data, first_special = self._data, len(lengths) + 1
         rows: list[Row] = []
-        address, line = 0, 1
+        address, line, file = 0, 1, 1
         while at < end:
             opcode = data[at]
             at += 1
@@ -190,23 +198,25 @@ class _Reader:
                 advance, shift = divmod(opcode - first_special, span)
                 address += advance * unit
                 line += base + shift
-                rows.append(Row(address, line))
+                rows.append(Row(address, line, self._numbered.get(file, "")))
             elif opcode == 0:
                 size, at = uleb(data, at)
                 if data[at] == 1:  # end_sequence
-                    rows, address, line = [], 0, 1
+                    rows, address, line, file = [], 0, 1, 1
                 elif data[at] == 2:  # set_address
                     name, address = self._addresses[at + 1]
                     rows = self._rows.setdefault(name, [])
                 at += size
             elif opcode == 1:  # copy
-                rows.append(Row(address, line))
+                rows.append(Row(address, line, self._numbered.get(file, "")))
             elif opcode == 2:  # advance_pc
                 advance, at = uleb(data, at)
                 address += advance * unit
             elif opcode == 3:  # advance_line
                 shift, at = sleb(data, at)
                 line += shift
+            elif opcode == 4:  # set_file
+                file, at = uleb(data, at)
             elif opcode == 8:  # const_add_pc
                 address += (255 - first_special) // span * unit
             elif opcode == 9:  # fixed_advance_pc

@@ -320,7 +320,7 @@ REFUSALS: dict[str, Refusal] = _table(
     Refusal(
         "MF176",
         "New import",
-        "the new code uses {symbol}, which the image does not use so far; {library} has it",
+        "the new code uses {what}, which the image does not use so far; {library} has it",
         "Nothing needs to be done: it is looked up in each process, which is left alone when it is not there.",
         overridable=False,
         kind="note",
@@ -328,7 +328,7 @@ REFUSALS: dict[str, Refusal] = _table(
     Refusal(
         "MF177",
         "New import from another library",
-        "the new code uses {symbol} of {library}, which the image does not ask for",
+        "the new code uses {what} of {library}, which the image does not ask for",
         "Check that the processes to be patched have loaded that library; those that have not are left alone.",
         overridable=False,
         kind="warning",
