@@ -153,8 +153,7 @@ def apply(process: Process, hotpatch: Hotpatch, files: Files, limits: Limits, dr
         with journal.lock(process.pid, process.start_time):
             _apply(process, hotpatch, files, limits, dry_run, outcome)
     except Inapplicable as error:
-        already = "in force already" in str(error)
-        outcome.outcome, outcome.reason = "already" if already else "skipped", str(error)
+        settle(outcome, process, error, "already" if "in force already" in str(error) else "skipped")
     except MidflightError as error:
         settle(outcome, process, error)
     return outcome

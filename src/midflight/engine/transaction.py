@@ -55,14 +55,14 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def settle(outcome: Outcome, process: Process, error: MidflightError) -> None:
-    """Note why a transaction was not carried out. A process that ends under our hands shows it in many ways: whatever
-    went wrong, one that is not there any more was skipped, and nothing about it has failed."""
-    outcome.outcome, outcome.reason = "skipped" if isinstance(error, ProcessGone) else "failed", str(error)
+def settle(outcome: Outcome, process: Process, error: MidflightError, otherwise: str = "failed") -> None:
+    """Note why a transaction was not carried out. A process that ends under our hands shows it in many ways (its files
+    cannot be opened, it maps nothing any more): one that is not there any more was skipped, whatever went wrong."""
+    outcome.outcome, outcome.reason = "skipped" if isinstance(error, ProcessGone) else otherwise, str(error)
     try:
         process.maps()
     except ProcessGone:
-        if outcome.outcome == "failed":
+        if not isinstance(error, ProcessGone):
             outcome.outcome, outcome.reason = "skipped", f"process {process.pid} ended ({error})"
     except MidflightError:
         pass
