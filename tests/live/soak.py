@@ -5,6 +5,7 @@ Run as ``python -m tests.live.soak [CYCLES]`` for as long as wanted.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -120,7 +121,8 @@ class Figures:
 def _engine() -> dict[str, int]:
     status = Path("/proc/self/status").read_text()
     resident = next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]
-    return {"files": len(os.listdir("/proc/self/fd")), "resident": int(resident)}
+    gc.collect()
+    return {"files": len(os.listdir("/proc/self/fd")), "resident": int(resident), "objects": len(gc.get_objects())}
 
 
 def soak(folder: Path, cycles: int) -> Figures:
