@@ -53,9 +53,7 @@ def users(processes: Iterable[P], build_ids: set[str], files: Files) -> Iterator
     known = BuildIds(files)
     for process in processes:
         try:
-            found = [
-                m for m in process.maps() if m.executable and m.inode and known.of(process, m) in build_ids
-            ]  # fmt: skip
+            found = [m for m in process.code() if known.of(process, m) in build_ids]
         except MidflightError:
             continue
         if found:

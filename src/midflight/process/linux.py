@@ -74,17 +74,24 @@ class LinuxProcess:
 
     def maps(self) -> list[Mapping]:
         """The address space, in address order; that of a kernel thread is empty."""
+        return proc.parse_maps(self._maps_text())
+
+    def code(self) -> list[Mapping]:
+        """The mappings of executable code that have a file behind them."""
+        return proc.parse_code(self._maps_text())
+
+    def _maps_text(self) -> bytes:
         text = proc.read_file(f"/proc/{self.pid}/maps")
         others = self._other_threads()
         while not text:
             tid = next(others, None)
             if tid is None:
                 if proc.read_stat(self.pid).kernel_thread:
-                    return []
+                    return b""
                 raise ProcessGone(f"process {self.pid} ended; nothing left to do")
             with contextlib.suppress(ProcessGone):
                 text = proc.read_file(f"/proc/{tid}/maps")
-        return proc.parse_maps(text)
+        return text
 
     def threads(self) -> list[int]:
         """Thread ids, now."""

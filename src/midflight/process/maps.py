@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 
 from midflight.errors import ProcessError, ProcessGone
 from midflight.process.model import Mapping
@@ -39,30 +40,35 @@ def _pid_of(path: str) -> str:
 
 def parse_maps(text: bytes) -> list[Mapping]:
     """The lines of /proc/PID/maps, in address order."""
-    result = []
-    for line in text.decode("utf-8", "surrogateescape").split("\n"):
-        if not line:
-            continue
-        fields = line.split(None, 5)
-        start, _, end = fields[0].partition("-")
-        flags = fields[1]
-        major, _, minor = fields[3].partition(":")
-        path = fields[5].replace("\\012", "\n") if len(fields) > 5 else ""
-        result.append(
-            Mapping(
-                int(start, 16),
-                int(end, 16),
-                flags[0] == "r",
-                flags[1] == "w",
-                flags[2] == "x",
-                flags[3] == "p",
-                int(fields[2], 16),
-                (int(major, 16), int(minor, 16)),
-                int(fields[4]),
-                path,
-            )
-        )
-    return result
+    return [_mapping(line) for line in text.decode("utf-8", "surrogateescape").split("\n") if line]
+
+
+def parse_code(text: bytes) -> list[Mapping]:
+    """Those lines alone that map executable code of a file: a few of the hundreds that a large process has."""
+    lines = text.decode("utf-8", "surrogateescape").split("\n")
+    executable = (line for line in lines if line.partition(" ")[2][2:3] == "x")
+    return [mapping for line in executable if (mapping := _mapping(line)).inode]
+
+
+@lru_cache(maxsize=4096)
+def _mapping(line: str) -> Mapping:
+    """One line. Of one process the same lines are read again and again while it is worked on."""
+    fields = line.split(None, 5)
+    start, _, end = fields[0].partition("-")
+    flags = fields[1]
+    major, _, minor = fields[3].partition(":")
+    return Mapping(
+        int(start, 16),
+        int(end, 16),
+        flags[0] == "r",
+        flags[1] == "w",
+        flags[2] == "x",
+        flags[3] == "p",
+        int(fields[2], 16),
+        (int(major, 16), int(minor, 16)),
+        int(fields[4]),
+        fields[5].replace("\\012", "\n") if len(fields) > 5 else "",
+    )
 
 
 @dataclass(frozen=True, slots=True)

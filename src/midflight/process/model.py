@@ -102,6 +102,9 @@ class Process(Protocol):
     def maps(self) -> list[Mapping]:
         """The address space, in address order."""
 
+    def code(self) -> list[Mapping]:
+        """The mappings of executable code that have a file behind them: cheap, for looking at a whole host."""
+
     def read(self, address: int, size: int) -> bytes:
         """Exactly ``size`` bytes."""
 
