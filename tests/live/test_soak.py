@@ -22,8 +22,8 @@ def test_many_cycles_leave_no_trace(tmp_path: Path) -> None:
     # Heaps of 32 allocating threads breathe by some pages.
     assert figures.after["resident"] <= figures.before["resident"] + 2048
     assert figures.engine_after["files"] == figures.engine_before["files"]
-    # An object for every twentieth transaction would be a leak. Pages are held for the largest stop so far, which a busy
-    # machine makes larger, and by the allocator.
+    # An object for every twentieth transaction would be a leak. Pages are held by the allocator, and for the largest
+    # stop so far, which a busy machine makes larger.
     assert figures.engine_after["objects"] <= figures.engine_before["objects"] + CYCLES // 20
     assert figures.engine_after["resident"] <= figures.engine_before["resident"] + 8192
     assert figures.rounds > CYCLES
