@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
@@ -41,3 +42,18 @@ def pytest_make_collect_report(
         report.outcome = "failed"
         report.longrepr = f"{collector.nodeid} did not run: {report.longreprtext}"
     return report
+
+
+FIGURES = "figures of "
+"""Properties with such names (record_property) hold numbers by name, which are added up and shown in the end."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what tests counted, over all workers."""
+    sums: dict[str, Counter[str]] = {}
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties:
+            if name.startswith(FIGURES) and isinstance(value, dict):
+                sums.setdefault(name, Counter()).update(value)
+    for name, numbers in sorted(sums.items()):
+        terminalreporter.write_line(f"{name}: " + ", ".join(f"{value:,} {what}" for what, value in numbers.items()))
