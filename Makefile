@@ -5,8 +5,10 @@ REPORTS := build/reports
 PYTEST = mkdir -p $(REPORTS) && $(BIN)/python -m pytest --junitxml=$(REPORTS)/$@.xml
 # tests that start, stop and time real processes, or take minutes: one after the other
 SERIAL := live or kills or soak
+# make matching
+SEEDS ?= 1000 1100
 
-.PHONY: help setup setup-test lint format unit live corpus corpus-quick test bench demo clean lock reference
+.PHONY: help setup setup-test lint format unit live corpus corpus-quick test matching bench demo clean lock reference
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -37,6 +39,9 @@ corpus: setup-test ## real CVEs in real Debian packages, patched live; CASE=pack
 
 corpus-quick: setup-test ## those of them that build in seconds
 	$(PYTEST) tests/corpus -m "corpus and quick"
+
+matching: setup-test ## run-pre matching on generated programs, for SEEDS="FIRST LAST" (hours, if you like)
+	$(BIN)/python -m tests.forge.matching.campaign $(SEEDS)
 
 bench: ## the benchmarks: tables, and JSON below build/bench
 	@scripts/bootstrap bench
