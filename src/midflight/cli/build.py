@@ -117,9 +117,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from midflight.forge.forge import RefusedWithFindings, forge
     from midflight.patch.hotpatch import write_hotpatch
 
-    with _work_folder(args) as work:
+    with work_folder(args) as work:
         try:
-            made = forge(_request(args, work, overrides), out.progress)
+            made = forge(request_of(args, work, overrides), out.progress)
         except RefusedWithFindings as refused:
             out.progress_done()
             out.result({"written": None, "report": dict(refused.report)})
@@ -201,7 +201,7 @@ def _check_labels(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _work_folder(args: argparse.Namespace) -> Iterator[Path]:
+def work_folder(args: argparse.Namespace) -> Iterator[Path]:
     if args.no_cache and args.cache:
         raise InputError("--cache and --no-cache exclude each other")
     if args.no_cache:
@@ -212,7 +212,7 @@ def _work_folder(args: argparse.Namespace) -> Iterator[Path]:
     yield (args.cache or default).absolute()
 
 
-def _request(args: argparse.Namespace, work: Path, overrides: Mapping[tuple[str, str], str]) -> ForgeRequest:
+def request_of(args: argparse.Namespace, work: Path, overrides: Mapping[tuple[str, str], str]) -> ForgeRequest:
     from midflight.forge.forge import ForgeRequest
 
     return ForgeRequest(

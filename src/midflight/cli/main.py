@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from midflight.cli.output import Output
 
 COMMANDS = {
+    "assess": "tell whether a fix can be hotpatched, and what forbids it",
     "build": "make a signed hotpatch from a fix",
     "keygen": "make a key pair for signing hotpatches",
     "inspect": "show what a hotpatch changes, and who signed it",
@@ -33,6 +34,7 @@ EXIT_STATUS = """\
 1  some process failed or is unexplained
 2  bad usage or bad input
 3  refused by the forge: the change cannot be hotpatched safely
+4  assess: a person must sign off first; 5  assess: unknown so far
 130  interrupted"""
 
 _ENVIRONMENT = """\

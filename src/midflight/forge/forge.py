@@ -82,19 +82,22 @@ class ForgeResult:
     manifest: Manifest
     payloads: Mapping[str, bytes]
     report: Mapping[str, Any]
-    evidence: Evidence
+    evidence: tuple[Evidence, ...] = ()
+    """What a page about it shows, for each image."""
 
 
 class RefusedWithFindings(Refused):
     """The forge refuses; every finding that was not overridden, and the whole report."""
 
-    def __init__(self, findings: Sequence[Finding], report: Mapping[str, Any], evidence: Evidence) -> None:
+    def __init__(
+        self, findings: Sequence[Finding], report: Mapping[str, Any], evidence: Sequence[Evidence] = ()
+    ) -> None:
         first = findings[0]
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         super().__init__(f"refused: {first.code} {first.file}: {first.symbol}: {first.reason}{more}. {first.remedy}")
         self.findings = tuple(findings)
         self.report = report
-        self.evidence = evidence
+        self.evidence = tuple(evidence)
 
 
 def forge(request: ForgeRequest, progress: Progress = lambda line: None) -> ForgeResult:
@@ -146,7 +149,7 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
         progress("review: what no tool can prove")
         assert work.selection is not None
         changes = touched(request.source.resolve(), fix.changes)
-        evidence = Evidence(diffs, work.selection.replaced, changes, sources.name)
+        evidence = Evidence(diffs, work.selection.replaced, changes, sources.name, request.source.resolve())
         with ElfFile.open(pair.pre.image) as pre:
             work.findings += review_image(evidence, pre, run, linked.imports, sources.path)
         findings = sorted({sources.named(item) for item in work.findings}, key=_order)
@@ -156,7 +159,7 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
         digest = _reviewed(fix.digest(), run, linked, findings)
         report["review"] = {"reviewer": request.reviewer, "digest": digest}
         if refused:
-            raise RefusedWithFindings(refused, report, evidence)
+            raise RefusedWithFindings(refused, report, [evidence])
         target = _target(request, run, linked, overrides)
     manifest = Manifest(
         schema=SCHEMA_VERSION if request.reviewer is None else REVIEWED_SCHEMA,
@@ -171,7 +174,7 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
         targets=(target,),
         review=None if request.reviewer is None else Review(request.reviewer, digest),
     )
-    return ForgeResult(manifest, {target.payload: linked.payload}, report, evidence)
+    return ForgeResult(manifest, {target.payload: linked.payload}, report, (evidence,))
 
 
 def _difference(pair: BuildPair, path: Path) -> ObjectDiff | None:

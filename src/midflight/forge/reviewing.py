@@ -29,6 +29,8 @@ class Evidence:
     touched: Touched
     name: Callable[[Path], str]
     """The source file of an object, relative to the tree."""
+    source: Path
+    """The unfixed tree."""
 
 
 def review_image(

@@ -114,7 +114,7 @@ def orders(name: str) -> bool:
 
 def calls_order(name: str) -> bool:
     """As :func:`orders`, for a function that is called: comparing strings and bytes for themselves is no order."""
-    return orders(name) and not _PLAIN_COMPARISONS.match(name)
+    return orders(name) and not any(map(_PLAIN_COMPARISONS.match, (name, *words(name))))
 
 
 def takes_callback(name: str) -> bool:

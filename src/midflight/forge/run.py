@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +24,22 @@ _TELLING = re.compile(
 )
 _LINES = 14
 
+_forbidden: ContextVar[bool] = ContextVar("builds are forbidden", default=False)
+
+
+class NotBuilt(ForgeError):
+    """A build would be needed, and :func:`no_builds` is in force."""
+
+
+@contextlib.contextmanager
+def no_builds() -> Iterator[None]:
+    """Let nothing be built inside of this: what is cached is taken, anything else raises :class:`NotBuilt`."""
+    token = _forbidden.set(True)
+    try:
+        yield
+    finally:
+        _forbidden.reset(token)
+
 
 def run_build(
     command: str, tree: Path, environment: Mapping[str, str], log: Path, tell: Callable[[float], None]
@@ -32,8 +49,11 @@ def run_build(
     Whatever ends it early (an interrupt, an error), its whole process group is killed before this returns.
 
     Raises:
+        NotBuilt: no build is wanted.
         ForgeError: the command failed; the message has the telling lines of its output.
     """
+    if _forbidden.get():
+        raise NotBuilt(f"'{command}' has not been run for this yet")
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
