@@ -256,6 +256,8 @@ def _show_findings(refused: RefusedWithFindings, out: Output) -> None:
 
 
 def _show(made: ForgeResult, out: Output) -> None:
+    from midflight.forge.matchreport import summary
+
     report: Mapping[str, Any] = made.report
     manifest = made.manifest
     title = ", ".join(manifest.cves) or manifest.description
@@ -266,6 +268,7 @@ def _show(made: ForgeResult, out: Output) -> None:
         for item in report["functions"]
     ]
     out.table(["FUNCTION", "FILE", "BYTES", "NEW", "FOUND BY"], rows)
+    out.line("matched   ", summary(report["match"]))
     if report["new"]:
         out.line("new       ", ", ".join(report["new"]))
     payload = report["payload"]

@@ -6,6 +6,7 @@ code, from pointers in matched data, and are held against the symbol table, dyna
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +19,27 @@ from midflight.forge.model import Atom, ObjectCode, Reference
 from midflight.forge.runimage import RunImage
 from midflight.image.elf import ElfFile
 
+Key = tuple[Path, str]
 Id = tuple[Path | None, str]
 """(object, atom key) of something local, or (None, name) of a global symbol."""
 
-What = Literal["address", "slot", "plt", "tpoff", "tlsvalue", "gottpoff", "tlsgd", "tlsld", "inside"]
+What = Literal["address", "slot", "plt", "tpoff", "tlsvalue", "gottpoff", "tlsgd", "tlsld", "inside", "constant"]
 
 
 class Contradiction(Exception):
     """Run is not this code after all: something that it refers to is not what pre refers to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Who says so: a field of something that was matched, or another source (``text``) when there is no holder."""
+
+    holder: Key | None
+    offset: int
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +49,30 @@ class Fact:
     id: Id
     what: What
     value: int
-    how: str
+    how: Source
     offset: int = 0
+
+
+Sayers = Mapping[Source, bool]
+"""Who said something, and whether that counts as a witness of its own: what a function was chosen by is not proven by
+that function again."""
 
 
 @dataclass(slots=True)
 class Facts:
     """Everything established so far: per (id, what, offset) the values and who said so."""
 
-    known: dict[tuple[Id, What, int], dict[int, list[str]]] = field(default_factory=dict)
+    known: dict[tuple[Id, What, int], dict[int, dict[Source, bool]]] = field(default_factory=dict)
 
-    def add(self, fact: Fact) -> None:
+    def add(self, fact: Fact, counts: bool = True) -> bool:
+        """Note a fact; tells whether nobody had said it before."""
         values = self.known.setdefault((fact.id, fact.what, fact.offset), {})
-        sayers = values.setdefault(fact.value, [])
-        if fact.how not in sayers:
-            sayers.append(fact.how)
+        new = fact.value not in values
+        sayers = values.setdefault(fact.value, {})
+        sayers[fact.how] = sayers.get(fact.how, False) or counts
+        return new
 
-    def values(self, id_: Id, what: What) -> Mapping[int, list[str]]:
+    def values(self, id_: Id, what: What) -> Mapping[int, Sayers]:
         return self.known.get((id_, what, 0), {})
 
     def clash(self, fact: Fact) -> str | None:
@@ -62,7 +83,7 @@ class Facts:
         values = self.known.get((fact.id, fact.what, fact.offset), {})
         for value, hows in values.items():
             if value != fact.value:
-                return f"{value:#x} by {hows[0]}"
+                return f"{value:#x} by {next(iter(hows))}"
         return None
 
 
@@ -168,6 +189,9 @@ class Interpreter:
     def __init__(self, run: RunImage, names: Names) -> None:
         self.run = run
         self.names = names
+        self._symbol_values: dict[Id, frozenset[int]] = {}
+        self._targets: dict[Path, dict[str, list[int]]] = {}
+        self._sections: dict[tuple[Path, str], list[tuple[int, str]]] = {}
 
     # --- code --------------------------------------------------------------------------------------------------------
 
@@ -175,24 +199,28 @@ class Interpreter:
         """What matched code says. Raises Contradiction."""
         atom = self.names.atom(path, key)
         for witness in same.witnesses:
-            how = f"{atom.name or key}+{witness.reference.offset:#x}"
+            at = witness.reference.offset
+            how = Source((path, key), at, f"{atom.name or key}+{at:#x}")
             yield from self._witness(path, key, witness, how)
         for inner in same.outside:
             target, offset = self._neighbour(path, atom, atom.offset + inner.offset)
-            yield from self._address((path, target), inner.vaddr - offset, f"{atom.name or key} (same section)", False)
+            how = Source((path, key), inner.offset, f"{atom.name or key} (same section)")
+            yield from self._address(self.names.id_of(path, target), inner.vaddr - offset, how, False)
 
     def _neighbour(self, path: Path, atom: Atom, offset: int) -> tuple[str, int]:
         """The atom at an offset of the section that ``atom`` is in, for references that the assembler resolved."""
-        found = [
-            (key, offset - other.offset)
-            for key, other in self.names.objects[path].atoms.items()
-            if other.section == atom.section and other.offset <= offset < other.offset + max(other.size, 1)
-        ]
-        if len(found) != 1:
+        where = (path, atom.section)
+        if where not in self._sections:
+            atoms = self.names.objects[path].atoms.items()
+            self._sections[where] = sorted((a.offset, key) for key, a in atoms if a.section == atom.section)
+        order = self._sections[where]
+        position = bisect.bisect_right(order, (offset, "\U0010ffff")) - 1
+        start, key = order[position] if position >= 0 else (-1, "")
+        if start < 0 or offset >= start + max(self.names.atom(path, key).size, 1):
             raise Contradiction(f"it refers to {atom.section}+{offset:#x}, where nothing known is")
-        return found[0]
+        return key, offset - start
 
-    def _witness(self, path: Path, key: str, witness: Witness, how: str) -> Iterator[Fact]:
+    def _witness(self, path: Path, key: str, witness: Witness, how: Source) -> Iterator[Fact]:
         reference = witness.reference
         id_ = self.names.id_of_reference(path, reference)
         if witness.form == "address":
@@ -220,7 +248,9 @@ class Interpreter:
             if relocation is None or relocation.type != r.TLSDESC:
                 raise Contradiction(f"{how} does not refer to a thread-local descriptor")
 
-    def _atom_address(self, path: Path, key: str, reference: Reference, witness: Witness, how: str) -> Iterator[Fact]:
+    def _atom_address(
+        self, path: Path, key: str, reference: Reference, witness: Witness, how: Source
+    ) -> Iterator[Fact]:
         """A reference to an atom of the same object: a function, a label in one, or data with contents to compare."""
         assert reference.atom is not None
         atom = self.names.atom(path, reference.atom)
@@ -228,9 +258,34 @@ class Interpreter:
         if atom.kind == "function" and meant != 0:
             yield Fact((path, reference.atom), "inside", witness.value + meant, how, meant)
             return
+        if atom.kind == "rodata" and not atom.name and not atom.references and 0 <= meant < atom.size:
+            yield self._constant(path, reference.atom, witness.value + meant, meant, how)
+            return
         yield from self._address(self.names.id_of(path, reference.atom), witness.value, how, witness.branch)
 
-    def _address(self, id_: Id, value: int, how: str, branch: bool) -> Iterator[Fact]:
+    def _constant(self, path: Path, key: str, vaddr: int, offset: int, how: Source) -> Fact:
+        """Unnamed constants in one section: other flags put other things between them, so each is compared by itself,
+        up to the next one that something refers to."""
+        atom = self.names.atom(path, key)
+        edges = self._edges(path, key)
+        position = bisect.bisect_right(edges, offset)
+        end = edges[position] if position < len(edges) else atom.size
+        if self.run.read(vaddr, end - offset) != atom.data[offset:end]:
+            raise Contradiction(f"{how} refers to {atom.data[offset:end][:40]!r} in pre, to something else in run")
+        return Fact((path, key), "constant", vaddr, how, offset)
+
+    def _edges(self, path: Path, key: str) -> list[int]:
+        """Offsets in the unnamed constants of an object that something refers to."""
+        if path not in self._targets:
+            found: dict[str, set[int]] = {}
+            for atom in self.names.objects[path].atoms.values():
+                for item in atom.references:
+                    if item.atom is not None:
+                        found.setdefault(item.atom, set()).add(item.addend + item.bias)
+            self._targets[path] = {target: sorted(offsets) for target, offsets in found.items()}
+        return self._targets[path].get(key, [])
+
+    def _address(self, id_: Id, value: int, how: Source, branch: bool) -> Iterator[Fact]:
         entry = self.run.plt_at(value)
         if entry is not None:
             if entry.symbol is not None and entry.symbol.name not in self.names.names_of(id_):
@@ -249,25 +304,26 @@ class Interpreter:
             raise Contradiction(f"{how} would branch to {value:#x}, where no code is")
         yield Fact(id_, "address", value, how)
 
-    def _check_resolver(self, id_: Id, resolver: int | None, how: str) -> None:
+    def _check_resolver(self, id_: Id, resolver: int | None, how: Source) -> None:
         symbols = self.symbol_values(id_)
         if symbols and resolver not in symbols:
             raise Contradiction(f"{how} refers to {show(self.names, id_)} in pre, to another resolver in run")
 
-    def symbol_values(self, id_: Id) -> set[int]:
+    def symbol_values(self, id_: Id) -> frozenset[int]:
         """Addresses that the image's symbol tables give for a thing, aliases included; empty when they know it not."""
-        found: set[int] = set()
-        for name in self.names.names_of(id_):
-            if id_[0] is not None:
-                found |= {s.value for s in self.run.local_symbols(name, self.names.source_name(id_[0]))}
-            else:
-                symbol = self.run.global_symbol(name)
-                found |= {symbol.value} if symbol is not None else set()
-        return found
+        if id_ not in self._symbol_values:
+            found: set[int] = set()
+            for name in self.names.names_of(id_):
+                if id_[0] is not None:
+                    found |= {s.value for s in self.run.local_symbols(name, self.names.source_name(id_[0]))}
+                else:
+                    found |= {s.value for s in self.run.global_symbols(name)}
+            self._symbol_values[id_] = frozenset(found)
+        return self._symbol_values[id_]
 
     # --- GOT and thread-local storage --------------------------------------------------------------------------------
 
-    def _slot(self, id_: Id, slot: int, how: str) -> Iterator[Fact]:
+    def _slot(self, id_: Id, slot: int, how: Source) -> Iterator[Fact]:
         relocation, pointer = self.run.relocations.get(slot), self.run.pointer(slot)
         if pointer is None:
             raise Contradiction(f"{how} refers to {slot:#x}, which is no slot of the GOT")
@@ -285,15 +341,15 @@ class Interpreter:
                 raise Contradiction(f"{how} refers to {show(self.names, id_)} in pre, to nothing in run")
             yield Fact(id_, "slot", slot, how)
 
-    def _tls(self, id_: Id, what: Literal["tpoff", "tlsvalue"], value: int, how: str) -> Fact:
-        expected = self.symbol_values(id_)
+    def _tls(self, id_: Id, what: Literal["tpoff", "tlsvalue"], value: int, how: Source) -> Fact:
+        expected = set(self.symbol_values(id_))
         if what == "tpoff":
             expected = {o for o in map(self.run.thread_pointer_offset, expected) if o is not None}
         if expected and value not in expected:
             raise Contradiction(f"{how} refers to another thread-local variable than {show(self.names, id_)}")
         return Fact(id_, what, value, how)
 
-    def _gottpoff(self, id_: Id, slot: int, how: str) -> Iterator[Fact]:
+    def _gottpoff(self, id_: Id, slot: int, how: Source) -> Iterator[Fact]:
         relocation = self.run.relocations.get(slot)
         if relocation is None:
             raw = self.run.read(slot, 8)
@@ -308,7 +364,7 @@ class Interpreter:
                 yield self._tls(id_, "tlsvalue", relocation.addend, how)
         yield Fact(id_, "gottpoff", slot, how)
 
-    def _tlsgd(self, id_: Id, slot: int, how: str) -> Iterator[Fact]:
+    def _tlsgd(self, id_: Id, slot: int, how: Source) -> Iterator[Fact]:
         relocation = self.run.relocations.get(slot)
         if relocation is None or relocation.type != r.DTPMOD64:
             raise Contradiction(f"{how} does not refer to a thread-local variable's slots")
@@ -318,7 +374,7 @@ class Interpreter:
             yield self._tls(id_, "tlsvalue", int.from_bytes(raw, "little"), how)
         yield Fact(id_, "tlsgd", slot, how)
 
-    def _same_name(self, id_: Id, index: int, how: str) -> None:
+    def _same_name(self, id_: Id, index: int, how: Source) -> None:
         if not index:
             return
         symbols = self.run.elf.dynamic_symbols()
@@ -347,7 +403,7 @@ class Interpreter:
 
     def _pointer(self, path: Path, key: str, reference: Reference, vaddr: int, raw: bytes) -> Iterator[Fact]:
         atom = self.names.atom(path, key)
-        how = f"{atom.name or key}+{reference.offset:#x}"
+        how = Source((path, key), reference.offset, f"{atom.name or key}+{reference.offset:#x}")
         field_ = raw[reference.offset : reference.offset + r.FIELD_SIZE.get(reference.type, 0)]
         id_ = self.names.id_of_reference(path, reference)
         if reference.type == r.R_64:
@@ -377,14 +433,19 @@ class Interpreter:
             yield from self._address(id_, value, how, False)
 
 
-def settle(facts: Iterable[Fact], known: Facts) -> list[Fact]:
-    """All facts, when they agree with each other and with what is known. Raises Contradiction."""
+def agreement(facts: Iterable[Fact]) -> tuple[Fact, ...]:
+    """All facts, when they agree with each other. Raises Contradiction."""
     local = Facts()
     result = []
     for fact in facts:
-        clash = local.clash(fact) or known.clash(fact)
-        if clash is not None:
-            raise Contradiction(f"{fact.id[1]} is at {fact.value:#x} by {fact.how}, but at {clash}")
+        against(fact, local)
         local.add(fact)
         result.append(fact)
-    return result
+    return tuple(result)
+
+
+def against(fact: Fact, known: Facts) -> None:
+    """Hold a fact against what is known. Raises Contradiction."""
+    clash = known.clash(fact)
+    if clash is not None:
+        raise Contradiction(f"{fact.id[1]} is at {fact.value:#x} by {fact.how}, but at {clash}")

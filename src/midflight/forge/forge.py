@@ -17,11 +17,13 @@ from typing import Any
 import midflight
 from midflight.errors import ForgeError, InputError, Refused
 from midflight.forge.capture import build_pair
+from midflight.forge.debugfiles import open_debug_file
 from midflight.forge.diff import difference
 from midflight.forge.hooks import compile_hooks, example, hook_functions, strangers
 from midflight.forge.inputs import Inputs
 from midflight.forge.link import Linked, link
-from midflight.forge.match import Key, match
+from midflight.forge.match import Fixed, Key, match
+from midflight.forge.matchreport import match_report
 from midflight.forge.model import BuildPair, Finding, Match, ObjectCode, ObjectDiff
 from midflight.forge.moves import moved
 from midflight.forge.objects import read_object
@@ -143,7 +145,8 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
     progress(f"compare: {len(pair.changed)} objects")
     diffs = [diff for path in pair.changed if (diff := _difference(pair, path)) is not None]
     with ElfFile.open(running) as run, ElfFile.open(pair.post.image) as post:
-        work = _Work(request, pair, diffs, run, post)
+        debug = open_debug_file(run.build_id)
+        work = _Work(request, pair, diffs, run, post, debug)
         progress(f"match: against {running.name}")
         linked = work.link(progress)
         progress("review: what no tool can prove")
@@ -215,6 +218,8 @@ class _Work:
     diffs: Sequence[ObjectDiff]
     run: ElfFile
     post: ElfFile
+    debug: ElfFile | None = None
+    """The external debug file of the running image."""
     findings: list[Finding] = field(default_factory=list)
     selection: Selection | None = None
     matched: Match | None = None
@@ -274,6 +279,14 @@ class _Work:
         known = {diff.pre.path: diff.pre for diff in self.diffs if diff.pre is not None}
         return Inputs(files | {path: code.file for path, code in known.items()}, known)
 
+    def _fixed(self) -> Fixed:
+        """The fixed build, for the case that it is what runs."""
+        build = self.pair.post
+        files = {path: build.objects[path].saved for path in build.inputs if path in build.objects}
+        known = {diff.post.path: diff.post for diff in self.diffs}
+        changed = {(diff.post.path, pre): (diff.post.path, post) for diff in self.diffs for pre, post in diff.changed}
+        return Fixed(Inputs(files | {path: code.file for path, code in known.items()}, known), changed)
+
     def _select(self, hooks: ObjectCode | None, names: Sequence[str]) -> None:
         """Choose and match, again when the match finds that a function was inlined everywhere."""
         image = RunImage(self.run)
@@ -284,7 +297,9 @@ class _Work:
                 self.diffs, lambda name: image.global_symbol(name) is not None, hooks, names, absent
             )
             with ElfFile.open(self.pair.pre.image) as linked:
-                self.matched = match(self.run, before, self.selection.wanted, linked)
+                self.matched = match(
+                    self.run, before, self.selection.wanted, linked, fixed=self._fixed(), debug=self.debug
+                )
             if self.matched.absent <= absent:
                 return
             absent |= self.matched.absent
@@ -396,7 +411,8 @@ def _report(
         "functions": functions,
         "line_numbers_only": sorted(key for diff in work.diffs for key in diff.line_only),
         "new": sorted(work.selection.atom(k).name for k in work.selection.included if _is_new(work.selection, k)),
-        "match": {"functions": work.matched.matched_functions, "wanted": work.matched.total_functions},
+        "match": match_report(work.matched, sources.name)
+        | {"debug_file": None if work.debug is None else work.debug.name},
         "payload": {"size": len(linked.payload), "relocations": len(linked.relocations), "escapes": linked.escapes},
         "imports": [item.name for item in linked.imports],
         "findings": [

@@ -14,6 +14,7 @@ from midflight.forge.objects import read_object
 from midflight.image.elf import ElfFile
 from midflight.image.model import Symbol
 
+_SHF_GROUP = 0x200
 _ORDER = {"global": 0, "unique": 0, "weak": 1, "local": 2}
 
 
@@ -37,6 +38,8 @@ class SymbolSummary:
     definitions: Mapping[str, Definition]
     needed: frozenset[str]
     """Names that it refers to and does not define."""
+    grouped: frozenset[str]
+    """Sections of which the linker keeps one copy of several (COMDAT)."""
 
 
 class Inputs(Mapping[Path, ObjectCode]):
@@ -135,11 +138,12 @@ class Inputs(Mapping[Path, ObjectCode]):
 def _summary(path: Path, file: Path) -> SymbolSummary:
     with file.open("rb") as stream:
         if stream.read(4) != b"\x7fELF":  # LLVM bitcode, which read_object knows too
-            return SymbolSummary(None, {}, frozenset())
+            return SymbolSummary(None, {}, frozenset(), frozenset())
     with ElfFile.open(file) as elf:
         if elf.kind != "relocatable":
             raise ImageError(f"{file}: is linked already; give an object file (.o)")
         symbols = elf.symbols()
+        grouped = frozenset(s.name for s in elf.sections if s.flags & _SHF_GROUP)
     places: dict[tuple[int, int], list[Symbol]] = {}
     needed = set()
     definitions: dict[str, Definition] = {}
@@ -157,7 +161,7 @@ def _summary(path: Path, file: Path) -> SymbolSummary:
             needed.add(symbol.name)
     for several in places.values():
         definitions.update(_definitions(path, several))
-    return SymbolSummary(source, definitions, frozenset(needed))
+    return SymbolSummary(source, definitions, frozenset(needed), grouped)
 
 
 def _definitions(path: Path, symbols: Iterable[Symbol]) -> Mapping[str, Definition]:

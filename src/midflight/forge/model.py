@@ -177,9 +177,20 @@ class Place:
     vaddr: int
     size: int
     witnesses: int
-    """How many independent relocations (or symbol table entries) gave this very address."""
+    """How many independent witnesses gave this very address: fields of proven code and data, neighbours, contents,
+    symbols."""
     how: str
-    """In words, for the match report: "symbol table", "3 references from …"."""
+    """In words, for the match report: "exported symbol", "3 references from …"."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectMatch:
+    """How much of one object was matched. Only functions that run can have count."""
+
+    functions: int
+    matched: int
+    unmatched: tuple[str, ...]
+    """The names of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +214,9 @@ class Match:
     """Thread-local symbol to its offset from the thread pointer (executables)."""
     findings: tuple[Finding, ...] = ()
     matched_functions: int = 0
+    """Of the objects concerned, as a whole: functions that were matched …"""
     total_functions: int = 0
+    """… of so many."""
     layouts: Mapping[tuple[Path, str], Mapping[int, int]] = field(default_factory=dict)
     """Of each matched function: offset in pre of every instruction to its vaddr in run."""
     tls_offsets: Mapping[str, int] = field(default_factory=dict)
@@ -216,3 +229,5 @@ class Match:
     """The vaddr of the pair of GOT slots that stands for the image's own thread-local storage as a whole."""
     absent: frozenset[tuple[Path, str]] = frozenset()
     """Functions of pre that run provably does not have: every call was inlined, or the linker dropped them."""
+    objects: Mapping[Path, ObjectMatch] = field(default_factory=dict)
+    """Of the objects concerned: how much of each was matched."""

@@ -209,6 +209,13 @@ REFUSALS: dict[str, Refusal] = _table(
         "the linker folded it with {others} into one, so that replacing it would replace those too",
         "Link the baseline without --icf=all.",
     ),
+    Refusal(
+        "MF135",
+        "One witness only",
+        "it is at {places}, but there is only one witness of that ({how})",
+        "Give a running binary that has its symbol table, or its external debug file; or override this finding when "
+        "you have checked the address yourself.",
+    ),
     # --- linking
     Refusal(
         "MF140",
@@ -266,6 +273,14 @@ REFUSALS: dict[str, Refusal] = _table(
         "Override without a finding",
         "the override of {what} overrides nothing",
         "Leave it out: an override that is not needed hides the next change.",
+        overridable=False,
+    ),
+    Refusal(
+        "MF163",
+        "Already fixed",
+        "the running image does not have the code before the fix, but the code after it",
+        "Nothing needs to be applied. To patch processes that still run an older build, give that build as the running "
+        "binary.",
         overridable=False,
     ),
     # --- left to a person

@@ -28,8 +28,11 @@ class Pointer:
 class RunImage:
     """One image, indexed. All addresses are link-time virtual addresses."""
 
-    def __init__(self, elf: ElfFile) -> None:
+    def __init__(self, elf: ElfFile, debug: ElfFile | None = None) -> None:
+        """``debug``: the external debug file of this image, for its symbol table."""
         self.elf = elf
+        self.debug = debug
+        self.table = elf if debug is None else debug
         self._segments: dict[int, bytes] = {}
 
     def read(self, vaddr: int, size: int) -> bytes | None:
@@ -98,32 +101,51 @@ class RunImage:
 
     @property
     def has_symbols(self) -> bool:
-        return len(self.elf.symbols()) > 1
+        return len(self.table.symbols()) > 1
 
     def global_symbol(self, name: str) -> Symbol | None:
         """The defined global symbol with this name, from .symtab or else the dynamic symbols."""
-        found = [s for s in self.elf.symbols_by_name.get(name, ()) if s.defined and s.binding != "local"]
+        found = [s for s in self.table.symbols_by_name.get(name, ()) if s.defined and s.binding != "local"]
         if found:
             return next((s for s in found if s.default_version), found[0])
         # What was global and hidden in the object is local in the image.
-        hidden = [s for s in self.elf.symbols_by_name.get(name, ()) if s.defined]
+        hidden = [s for s in self.table.symbols_by_name.get(name, ()) if s.defined]
         if len(hidden) == 1:
             return hidden[0]
         if hidden or not self.elf.is_dynamic:
             return None
         return self.elf.dynamic_symbol(name)
 
+    def global_symbols(self, name: str) -> Sequence[Symbol]:
+        """As global_symbol, but all versions of a name."""
+        first = self.global_symbol(name)
+        several = self.exported.get(name, ())
+        return [first, *(s for s in several if s.value != first.value)] if first is not None else several
+
+    @cached_property
+    def exported(self) -> Mapping[str, Sequence[Symbol]]:
+        """What the dynamic symbol table defines, by name."""
+        found: dict[str, list[Symbol]] = {}
+        for symbol in self.elf.dynamic_symbols() if self.elf.is_dynamic else ():
+            if symbol.defined and symbol.name:
+                found.setdefault(symbol.name, []).append(symbol)
+        return found
+
+    def is_exported(self, name: str) -> bool:
+        """Whether the dynamic symbol table defines a name."""
+        return name in self.exported
+
     def local_symbols(self, name: str, source: str | None) -> Sequence[Symbol]:
         """Local symbols with this name, without those that are known to be of another source file: a namesake with the
         same code elsewhere must not be taken for one that the linker dropped."""
-        found = [s for s in self.elf.symbols_by_name.get(name, ()) if s.defined and s.binding == "local"]
+        found = [s for s in self.table.symbols_by_name.get(name, ()) if s.defined and s.binding == "local"]
         return [s for s in found if source is None or not s.file or s.file == source]
 
     @cached_property
     def function_symbols(self) -> Mapping[int, Sequence[Symbol]]:
         """Defined function symbols by address."""
         found: dict[int, list[Symbol]] = {}
-        for symbol in (*self.elf.symbols(), *(self.elf.dynamic_symbols() if self.elf.is_dynamic else ())):
+        for symbol in (*self.table.symbols(), *(self.elf.dynamic_symbols() if self.elf.is_dynamic else ())):
             if symbol.section is not None and symbol.type in ("func", "ifunc") and symbol.name:
                 found.setdefault(symbol.value, []).append(symbol)
         return found
@@ -163,10 +185,19 @@ class RunImage:
     def function_end(self, vaddr: int) -> int | None:
         """Where the function that begins at ``vaddr`` ends, if the image says so."""
         sizes = [s.size for s in self.function_symbols.get(vaddr, ()) if s.size]
-        if sizes:
-            return vaddr + max(sizes)
-        frame = self.frames.find(vaddr) if self.frames is not None else None
-        return frame.end if frame is not None and frame.start == vaddr else None
+        return vaddr + max(sizes) if sizes else self._frame_ends.get(vaddr)
+
+    @cached_property
+    def _frame_ends(self) -> Mapping[int, int]:
+        return dict(self.frames.functions()) if self.frames is not None else {}
+
+    def has_frame(self, vaddr: int) -> bool:
+        """Whether unwind information begins a function at ``vaddr``."""
+        return vaddr in self._frame_ends
+
+    def is_writable(self, vaddr: int) -> bool:
+        segment = self.elf.segment_at(vaddr)
+        return segment is not None and segment.writable
 
     @cached_property
     def function_starts(self) -> Sequence[int]:
@@ -185,7 +216,7 @@ class RunImage:
     @cached_property
     def got(self) -> int | None:
         """The address that _GLOBAL_OFFSET_TABLE_ means."""
-        symbol = self.elf.symbol("_GLOBAL_OFFSET_TABLE_")
+        symbol = self.table.symbol("_GLOBAL_OFFSET_TABLE_")
         if symbol is not None:
             return symbol.value
         section = self.elf.section(".got.plt") or self.elf.section(".got")
