@@ -160,9 +160,7 @@ class CodeIndex:
             self._by_length[len(mark)] = table
         found = self._by_length[len(mark)].get(mark, [])
         elsewhere = self._outside(atom)
-        if elsewhere is None:
-            return None if len(found) != 1 else found
-        return [*found, *elsewhere]
+        return None if elsewhere is None else [*found, *elsewhere]
 
     # --- code that no unwind information and no symbol tells of ------------------------------------------------------
 

@@ -295,6 +295,8 @@ class Interpreter:
             yield Fact(id_, "plt", value, how)
             return
         symbols = self.symbol_values(id_)
+        if not symbols and self._is_imported(id_):
+            raise Contradiction(f"{how} refers to {show(self.names, id_)}, an import, in pre, to {value:#x} in run")
         if symbols and value not in symbols:
             name, expected = show(self.names, id_), " or ".join(f"{s:#x}" for s in sorted(symbols))
             raise Contradiction(f"{how} says that {name} is at {value:#x}, the symbol table says {expected}")
@@ -303,6 +305,12 @@ class Interpreter:
         if branch and not self.run.is_code(value):
             raise Contradiction(f"{how} would branch to {value:#x}, where no code is")
         yield Fact(id_, "address", value, how)
+
+    def _is_imported(self, id_: Id) -> bool:
+        """Whether the image has a name from elsewhere: then only a PLT entry, or a copy that a symbol names, is it."""
+        if id_[0] is not None or self.names.path_of(id_) is not None:
+            return False
+        return any(s.name in self.names.names_of(id_) and not s.value for s in self.run.imported.get(id_[1], ()))
 
     def _check_resolver(self, id_: Id, resolver: int | None, how: Source) -> None:
         symbols = self.symbol_values(id_)
@@ -325,8 +333,13 @@ class Interpreter:
 
     def _slot(self, id_: Id, slot: int, how: Source) -> Iterator[Fact]:
         relocation, pointer = self.run.relocations.get(slot), self.run.pointer(slot)
-        if pointer is None:
+        # psABI 4.4.2 and 5.2: a slot is a word of data.
+        if pointer is None or slot % 8 or not self.run.is_writable(slot):
             raise Contradiction(f"{how} refers to {slot:#x}, which is no slot of the GOT")
+        if relocation is None and pointer.value and self.run.is_relocated:
+            raise Contradiction(f"{how} refers to {slot:#x}, which the loader does not fill")
+        if pointer.value and pointer.symbol is None and self.run.elf.segment_at(pointer.value) is None:
+            raise Contradiction(f"{how} refers to {slot:#x}, which leads to {pointer.value:#x}, where nothing is")
         if pointer.symbol is not None:
             if pointer.symbol.name not in self.names.names_of(id_):
                 raise Contradiction(f"{how} refers to {show(self.names, id_)} in pre, to {pointer.symbol.name} in run")
@@ -417,8 +430,10 @@ class Interpreter:
             if pointer.resolver:
                 return
             value = pointer.value - reference.addend
-            if pointer.value == 0:
-                return
+            if pointer.value == 0 and self.names.path_of(id_) is None:
+                return  # A weak symbol that nobody defines.
+            if self.run.is_relocated and vaddr + reference.offset not in self.run.relocations:
+                raise Contradiction(f"{how} is no pointer in run")
         elif reference.type in (r.PC32, r.PLT32):
             value = int.from_bytes(field_, "little", signed=True) + vaddr + reference.offset - reference.addend
         elif reference.type == r.R_32:

@@ -98,7 +98,7 @@ class _Matcher:
         concerned = list(dict.fromkeys(path for path, _ in (*functions, *self.wanted.atoms, *self.wanted.inlined)))
         for path in concerned:
             self.prover.prove((path, key) for key, atom in self.inputs[path].atoms.items() if atom.kind == "function")
-        self._ask_others(functions)
+        self._ask_others(functions, concerned)
         for key in functions:
             if key not in self.prover.proven:
                 self._unproven(key)
@@ -124,9 +124,9 @@ class _Matcher:
 
     # --- others that may help ----------------------------------------------------------------------------------------
 
-    def _ask_others(self, functions: list[Key]) -> None:
+    def _ask_others(self, functions: list[Key], concerned: Iterable[Path]) -> None:
         """For what is unknown, or has too few witnesses: other objects that refer to it may be found, and tell more."""
-        asked: set[Path] = {path for path in self.inputs if self.inputs.is_read(path)}
+        asked = set(concerned)
         for key in functions:
             attempt = self.prover.attempts.get(key)
             rivals = (
@@ -178,6 +178,8 @@ class _Matcher:
             self._find("MF131", key, count=1, places=f"{attempt.fits[0].vaddr:#x}; {others} would fit there, too")
         elif self._contradicts_debug(key):
             pass
+        elif attempt.vague:
+            self._find("MF131", key, count="many", places="its code is too short or too common to look for")
         elif attempt.source == "contents" and (attempt.tried == 0 or attempt.reach < len(self.names.atom(*key).data)):
             self._find("MF132", key)
         else:

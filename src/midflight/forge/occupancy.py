@@ -6,6 +6,7 @@ from __future__ import annotations
 import bisect
 
 from midflight.forge.facts import Contradiction, Fact, Id, Names, show
+from midflight.forge.model import Atom
 from midflight.forge.runimage import RunImage
 
 
@@ -15,40 +16,52 @@ class Occupancy:
     def __init__(self, run: RunImage, names: Names) -> None:
         self._run = run
         self._names = names
-        self._sizes: dict[Id, int] = {}
+        self._atoms: dict[Id, Atom | None] = {}
         self._taken: list[tuple[int, int, Id]] = []
 
-    def size(self, id_: Id) -> int:
-        """The size of a variable; 0 for everything else, and for what no object that was read defines."""
-        if id_ not in self._sizes:
+    def atom(self, id_: Id) -> Atom | None:
+        """The function or variable behind an id; None for what no object that was read defines."""
+        if id_ not in self._atoms:
             path = self._names.path_of(id_)
             if path is None or (self._names.inputs is not None and not self._names.inputs.is_read(path)):
-                return 0
+                return None
             place = self._names.place_of(id_)
-            atom = self._names.atom(*place) if place is not None else None
-            # Weak variables, and those in a group, may have their place in another object.
-            plain = atom is not None and atom.kind in ("data", "bss") and bool(atom.name)
-            self._sizes[id_] = atom.size if atom is not None and plain else 0
-        return self._sizes[id_]
+            self._atoms[id_] = self._names.atom(*place) if place is not None else None
+        return self._atoms[id_]
 
     def check(self, fact: Fact) -> None:
-        """Raises Contradiction when a variable cannot be there."""
-        size = self.size(fact.id) if fact.what == "address" else 0
-        if not size:
+        """Raises Contradiction when a function or variable cannot be there."""
+        atom = self.atom(fact.id) if fact.what == "address" else None
+        if atom is None:
             return
+        problem = ""
+        if atom.kind == "function":
+            problem = self._function(fact.value)
+        elif atom.kind in ("data", "bss") and atom.name:
+            problem = self._variable(fact, atom)
+        elif atom.name and fact.value % atom.alignment:
+            problem = f"which is not aligned to {atom.alignment}"
+        if problem:
+            raise Contradiction(f"{fact.how} says that {show(self._names, fact.id)} is at {fact.value:#x}, {problem}")
+
+    def _function(self, vaddr: int) -> str:
+        if not self._run.is_code(vaddr):
+            return "where no code is"
+        return "in the middle of another function" if self._run.is_inside(vaddr) else ""
+
+    def _variable(self, fact: Fact, atom: Atom) -> str:
         if not self._run.is_writable(fact.value):
-            what = show(self._names, fact.id)
-            raise Contradiction(f"{fact.how} says that {what} is at {fact.value:#x}, where nothing can be written")
-        position = bisect.bisect_left(self._taken, (fact.value + size, 0))
+            return "where nothing can be written"
+        if fact.value % atom.alignment:
+            return f"which is not aligned to {atom.alignment}"
+        position = bisect.bisect_left(self._taken, (fact.value + atom.size, 0))
         for start, end, other in reversed(self._taken[max(position - 2, 0) : position]):
             if end > fact.value and other != fact.id:
-                mine, theirs = show(self._names, fact.id), show(self._names, other)
-                raise Contradiction(
-                    f"{fact.how} says that {mine} is at {fact.value:#x}, where {theirs} is ({start:#x})"
-                )
+                return f"where {show(self._names, other)} is ({start:#x})"
+        return ""
 
     def note(self, fact: Fact) -> None:
         """A fact is established."""
-        size = self.size(fact.id) if fact.what == "address" else 0
-        if size:
-            bisect.insort(self._taken, (fact.value, fact.value + size, fact.id), key=lambda item: item[:2])
+        atom = self.atom(fact.id) if fact.what == "address" else None
+        if atom is not None and atom.kind in ("data", "bss") and atom.name and atom.size:
+            bisect.insort(self._taken, (fact.value, fact.value + atom.size, fact.id), key=lambda item: item[:2])

@@ -57,6 +57,8 @@ class Attempt:
     reason: str = ""
     reach: int = -1
     rivals: list[Key] = field(default_factory=list)
+    vague: bool = False
+    """Not every place where it could be was looked at, as there are too many."""
 
     def miss(self, misfit: Misfit) -> None:
         if misfit.reach > self.reach:
@@ -171,6 +173,7 @@ class Prover:
         atom = self.names.atom(*key)
         places = self.code.candidates(atom)
         everywhere = places is not None and len(places) <= _MOST
+        attempt.vague = not everywhere
         beside = self._beside(key)
         candidates = dict.fromkeys([*beside, *(places if places is not None and everywhere else ())])
         attempt.tried = len(candidates)

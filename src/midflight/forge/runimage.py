@@ -131,6 +131,20 @@ class RunImage:
                 found.setdefault(symbol.name, []).append(symbol)
         return found
 
+    @cached_property
+    def imported(self) -> Mapping[str, Sequence[Symbol]]:
+        """What the dynamic symbol table asks of other images, by name."""
+        found: dict[str, list[Symbol]] = {}
+        for symbol in self.elf.dynamic_symbols() if self.elf.is_dynamic else ():
+            if not symbol.defined and symbol.name:
+                found.setdefault(symbol.name, []).append(symbol)
+        return found
+
+    @cached_property
+    def is_relocated(self) -> bool:
+        """Whether the image can be loaded anywhere, so that every pointer in it has a relocation."""
+        return self.elf.kind == "shared" or self.elf.is_pie
+
     def is_exported(self, name: str) -> bool:
         """Whether the dynamic symbol table defines a name."""
         return name in self.exported
@@ -190,6 +204,17 @@ class RunImage:
     @cached_property
     def _frame_ends(self) -> Mapping[int, int]:
         return dict(self.frames.functions()) if self.frames is not None else {}
+
+    def is_inside(self, vaddr: int) -> bool:
+        """Whether unwind information says that a function has begun before this address and covers it."""
+        if vaddr in self._frame_ends:
+            return False
+        position = bisect.bisect_left(self._frame_starts, vaddr) - 1
+        return position >= 0 and self._frame_ends[self._frame_starts[position]] > vaddr
+
+    @cached_property
+    def _frame_starts(self) -> Sequence[int]:
+        return sorted(self._frame_ends)
 
     def has_frame(self, vaddr: int) -> bool:
         """Whether unwind information begins a function at ``vaddr``."""
