@@ -77,7 +77,7 @@ class Evidence:
 
     def _references(self, sayers: Sayers, words: list[str], itself: Key | None) -> int:
         """Fields that say so, and count; not those of the thing itself."""
-        fields = [s for s, counts in sayers.items() if counts and s.holder is not None and s.holder != itself]
+        fields = [s for s, counts in sayers.items() if counts and s.holder != itself]
         if fields:
             several = f"{len(fields)} references" if len(fields) > 1 else "1 reference"
             more = ", …" if len(fields) > 2 else ""

@@ -14,6 +14,7 @@ from typing import Literal
 
 from midflight.forge import relocs as r
 from midflight.forge.codeindex import CodeIndex, ObjectIndex
+from midflight.forge.entrypoint import main_address
 from midflight.forge.facts import Contradiction, Fact, Facts, Id, Interpreter, Key, Names, Source, against
 from midflight.forge.fit import Fit, Fitter, Misfit
 from midflight.forge.inputs import Inputs
@@ -24,8 +25,9 @@ from midflight.forge.runimage import RunImage
 
 How = Literal["symbol table", "references", "contents", "neighbours"]
 
-UNIQUE_BYTES = 32
+UNIQUE_BYTES = 16
 """So many bytes that no relocation fills must be alike before it means something that nothing else is like them."""
+START_UP = "the start-up code"
 _MOST = 512
 """More candidates than this are not worth a look: something else must tell the place first."""
 _DEPTH = 2
@@ -87,6 +89,9 @@ class Prover:
         self._queue: deque[Key] = deque()
         self._queued: set[Key] = set()
         self._watchers: dict[Id, set[Key]] = {}
+        main = main_address(run)
+        if main is not None and not self.interpreter.symbol_values((None, "main")):
+            self.learn(Fact((None, "main"), "address", main, Source(None, 0, START_UP)), counts=True)
 
     def prove(self, keys: Iterable[Key]) -> None:
         """Prove as many of these as can be: what one match teaches can decide another."""
@@ -310,7 +315,7 @@ class Prover:
         return any(
             other is not None
             and vaddr is not None
-            and weight(self.names.atom(*other)) >= UNIQUE_BYTES // 2
+            and weight(self.names.atom(*other)) >= UNIQUE_BYTES
             and isinstance(self.fitter.function(other, vaddr), Fit)
             for other, vaddr in places
         )
