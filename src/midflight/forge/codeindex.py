@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -227,7 +228,7 @@ class ObjectIndex:
     def fitting(self, vaddr: int, atom: Atom) -> Iterable[Key] | None:
         """Functions of any object that begin as the running image does at ``vaddr``, where ``atom`` fits; None when it
         is too short to look for."""
-        pattern = signature(atom)
+        pattern = anywhere(atom)
         unread = [path for path in self.inputs if not self.inputs.is_read(path)]
         if pattern is None and unread:
             return None
@@ -293,6 +294,19 @@ def signature(atom: Atom) -> re.Pattern[bytes] | None:
         parts += [b"[\\s\\S]" if hidden else re.escape(bytes([byte])) for byte, hidden in zip(raw, mask, strict=True)]
         fixed += mask.count(0)
     return re.compile(b"".join(parts)) if fixed >= _SCAN_FIXED else None
+
+
+def anywhere(atom: Atom) -> re.Pattern[bytes] | None:
+    """The first stretch of a function of which enough is fixed, as a pattern; None when there is none."""
+    for instruction in decode.decode(atom.data):
+        start = instruction.ip
+        if len(atom.data) - start < _SCAN_FIXED:
+            break
+        later = tuple(replace(i, offset=i.offset - start) for i in atom.references if i.offset >= start)
+        pattern = signature(replace(atom, data=atom.data[start:], references=later))
+        if pattern is not None:
+            return pattern
+    return None
 
 
 def _jump(code: bytes) -> bytes | None:
