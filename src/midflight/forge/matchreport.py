@@ -13,7 +13,7 @@ def match_report(matched: Match, name: Callable[[Path], str]) -> dict[str, Any]:
     """As plain data; ``name`` gives an object the name that people know it by."""
     return {
         "functions": matched.matched_functions,
-        "of": matched.total_functions,
+        "wanted": matched.total_functions,
         "percent": percent(matched),
         "objects": {
             name(path): {"functions": item.matched, "of": item.functions, "unmatched": list(item.unmatched)}
@@ -40,7 +40,7 @@ def percent(matched: Match) -> float:
 def summary(report: Mapping[str, Any]) -> str:
     """One line for people."""
     addresses = report["addresses"]
-    line = f"{report['functions']} of {report['of']} functions of the objects concerned ({report['percent']} %)"
+    line = f"{report['functions']} of {report['wanted']} functions of the objects concerned ({report['percent']} %)"
     if not addresses:
         return line
     alone = sum(1 for item in addresses if item["witnesses"] < 2)
