@@ -16,7 +16,8 @@ from midflight.image.model import Symbol
 ENOUGH = 2
 _CODE_BYTES = 16
 """The contents of a function speak for a place when so many bytes of it were compared."""
-_DATA_BYTES = 8
+_DATA_BYTES = 4
+"""The contents of data speak for a place when it is so large, and not zero."""
 _OFFSETS: tuple[What, ...] = ("tpoff", "tlsvalue")
 
 
@@ -158,15 +159,10 @@ def _aligned(vaddr: int, atom: Atom) -> int:
 
 
 def _telling(atom: Atom) -> bool:
-    """Whether the contents of some data tell it from other data: not a few zeros, or a small number."""
-    if atom.kind == "bss":
-        return False
+    """Whether the contents of some data speak for its place: zeros do not, nor does a byte or two."""
     if atom.kind == "string":
         return True  # whatever has these contents is this string, for all that a program can know
-    if atom.kind == "rodata" and atom.size >= 2 * _DATA_BYTES and any(atom.data):
-        return True
-    set_bytes = atom.data.replace(b"\0", b"")
-    return len(set_bytes) >= _DATA_BYTES or len(set(set_bytes)) >= _DATA_BYTES // 2 or len(atom.references) > 1
+    return len(atom.references) > 1 or (atom.size >= _DATA_BYTES and any(atom.data))
 
 
 __all__ = ["ENOUGH", "Evidence"]
