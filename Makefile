@@ -34,7 +34,8 @@ unit: setup-test ## the fast tests, two at a time
 live: setup-test ## the tests on live processes: scenarios, kills at every step, soak
 	$(PYTEST) -m "($(SERIAL)) and not corpus"
 
-corpus: setup-test ## real CVEs in real Debian packages, patched live; CASE=package/CVE: one (all: an hour)
+corpus: ## real CVEs in real Debian packages, patched live; CASE=package/CVE: one (all: an hour)
+	@scripts/bootstrap test corpus corpus-all
 	$(PYTEST) tests/corpus -m corpus $(if $(CASE),--case '$(CASE)')
 
 corpus-quick: setup-test ## those of them that build in seconds

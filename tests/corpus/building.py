@@ -55,7 +55,7 @@ def prepare(case: Case, cache: Path = CACHE) -> Prepared:
     """
     holes = case.package.holes if set(case.patches) <= set(case.package.holes) else case.patches
     own = cache / case.package.name / case.cve
-    base = own.parent / "shared" if holes == case.package.holes else own
+    base = own.parent / "shared" if len(holes) > 1 and holes == case.package.holes else own
     source, tree = base / "source", base / "production"
     package = debsource.fetch(case.package.name, version=case.package.version, log=_say)
     with _made_once(base / "ready", repr((case.package, holes, package.version))) as needed:
@@ -99,11 +99,11 @@ def build(case: Case, tree: Path) -> None:
         BuildError: it failed, or made no image.
     """
     _say(f"building {tree}")
-    _run(["sh", "-ec", case.package.make], tree, f"{case.name}: {case.package.make}")
+    _run(["sh", "-ec", case.package.make], tree, "the build of the vulnerable source")
     if not (tree / case.package.image).is_file():
         raise BuildError(f"{case.name}: the build made no {case.package.image}")
     if case.package.stripped:
-        _run(["strip", "--strip-unneeded", case.package.image], tree, f"{case.name}: strip")
+        _run(["strip", "--strip-unneeded", case.package.image], tree, "strip")
 
 
 def _write_fix(case: Case, package: debsource.SourcePackage, source: Path, holes: Sequence[str], patch: Path) -> None:
@@ -191,7 +191,8 @@ def _run(command: list[str], folder: Path, what: str) -> None:
     )
     if done.returncode != 0:
         raise BuildError(
-            f"{what} failed in {folder} (its Debian packages stand in scripts/apt-packages.txt):\n{done.stdout[-3000:]}"
+            f"{what} failed; its Debian packages stand in scripts/apt-packages.txt\n"
+            f"{' '.join(command)}\nin {folder}:\n{done.stdout[-3000:]}"
         )
 
 

@@ -158,8 +158,10 @@ class Daemon(Target):
 class Host(Target):
     """A host program of ``hosts/`` with the library under test: one line in, one verdict out."""
 
-    def __init__(self, program: Path, library_folder: Path, scratch: Path) -> None:
-        super().__init__([str(program)], scratch, {"LD_LIBRARY_PATH": str(library_folder)})
+    def __init__(
+        self, program: Path, library_folder: Path, scratch: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__([str(program)], scratch, {"LD_LIBRARY_PATH": str(library_folder), **(environment or {})})
 
     def wait_until_ready(self) -> None:
         """Return when the program has its library and reads."""
@@ -190,6 +192,12 @@ def free_port() -> int:
             except OSError:
                 return free_port()
     return port
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has used so far, all threads, see proc(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from pathlib import Path
 
 from tests.corpus.model import FLAGS, Case, Package, Patched, Subject
 from tests.corpus.servers import serve_tcp
-from tests.corpus.targets import Daemon, ProbeError, Verdict, free_port
+from tests.corpus.targets import Daemon, ProbeError, Verdict, free_port, processor_seconds
 
 
 class Haproxy(Daemon):
@@ -51,19 +50,14 @@ backend back
         if not answer.startswith(b"HTTP/1.1 200 ") or not answer.endswith(b"\r\n\r\nok"):
             raise ProbeError(f"haproxy answered {answer!r}")
 
-    def _used(self) -> float:
-        """Processor seconds of the process so far, all threads, see proc(5)."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     def _cost(self, exponent: int) -> float:
-        before = self._used()
+        before = processor_seconds(self.process.pid)
         answer = self.ask(
             b'GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-J: {"a": 1e%d}\r\n\r\n' % exponent,
         )
         if b" 200 " not in answer[:20]:
             raise ProbeError(f"haproxy answered {answer!r}")
-        return self._used() - before
+        return processor_seconds(self.process.pid) - before
 
     def probe(self) -> Verdict:
         """Compare what a small and a large exponent cost."""
@@ -74,19 +68,64 @@ backend back
         return Verdict.VULNERABLE if self._cost(self.EXPONENT) > self.MUCH else Verdict.FIXED
 
 
+class HaproxyFragment(Haproxy):
+    """CVE-2023-45539: a request for a path with a # in it is passed on, and means another page to the next server."""
+
+    def probe(self) -> Verdict:
+        """Ask for such a path."""
+        answer = self.ask(b"GET /a.png#/../secret HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        if answer.startswith(b"HTTP/1.1 400 "):
+            return Verdict.FIXED
+        if answer.startswith(b"HTTP/1.1 200 "):
+            return Verdict.VULNERABLE
+        raise ProbeError(f"haproxy answered {answer!r}")
+
+
+_NUMBER = "0001-BUG-CRITICAL-mjson-fix-possible-DoS-when-parsing-num.patch"
+_FRAGMENT = (
+    "MINOR-ist-add-new-function-ist_find_range-to-find-a-.patch",
+    "MINOR-http-add-new-function-http_path_has_forbidden_.patch",
+    "MINOR-h2-pass-accept-invalid-http-request-down-the-r.patch",
+    "BUG-MINOR-h1-do-not-accept-as-part-of-the-URI-compon.patch",
+    "BUG-MINOR-h2-reject-more-chars-from-the-path-pseudo-.patch",
+    "BUG-MINOR-h3-reject-more-chars-from-the-path-pseudo-.patch",
+)
+
 HAPROXY = Package(
     "haproxy",
     "2.6.12-1+deb12u3",
     f"make -j2 haproxy TARGET=linux-glibc CPU_CFLAGS='{FLAGS}'",
     "haproxy",
+    (_NUMBER, *_FRAGMENT),
 )
 
 CASES = (
     Case(
         HAPROXY,
         "CVE-2025-11230",
-        ("0001-BUG-CRITICAL-mjson-fix-possible-DoS-when-parsing-num.patch",),
+        (_NUMBER,),
         # floating-point constants go along; mjson_print_dbl has the same ones under other labels, and stays
         Patched(Haproxy, frozenset({"mystrtod"})),
+    ),
+    Case(
+        HAPROXY,
+        "CVE-2023-45539",
+        _FRAGMENT,
+        # a signature changes together with its only caller; other functions differ by a line number in a message
+        Patched(
+            HaproxyFragment,
+            frozenset({"h1_headers_to_hdr_list", "h2_make_htx_request", "h2c_decode_headers"}),
+            doubtful=frozenset(
+                {
+                    "h2_rcv_buf",
+                    "h2_snd_buf",
+                    "h2_subscribe",
+                    "h2_unsubscribe",
+                    "h2c_handle_data",
+                    "h2s_bck_make_req_headers",
+                    "h2s_frt_make_resp_headers",
+                }
+            ),
+        ),
     ),
 )

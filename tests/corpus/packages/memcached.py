@@ -7,7 +7,7 @@ import socket
 import struct
 from pathlib import Path
 
-from tests.corpus.model import FLAGS, Case, Package, Patched, Subject
+from tests.corpus.model import FLAGS, Case, Package, Patched, Refused, Subject
 from tests.corpus.targets import Daemon, ProbeError, Verdict, free_port
 
 
@@ -68,6 +68,15 @@ MEMCACHED = Package(
     "memcached",
 )
 
+WITH_PROXY = Package(
+    "memcached",
+    MEMCACHED.version,
+    f"[ -e Makefile ] || ./configure --enable-proxy --disable-docs --disable-coverage CFLAGS='{FLAGS}';"
+    " make -j2 -C vendor && make -j2 memcached",
+    "memcached",
+    ("CVE-2023-46853.patch",),
+)
+
 CASES = (
     Case(
         MEMCACHED,
@@ -76,5 +85,12 @@ CASES = (
         # a callback whose address stands in a static table; threads
         Patched(Memcached, frozenset({"sasl_server_userdb_checkpass"})),
         quick=True,
+    ),
+    Case(
+        WITH_PROXY,
+        "CVE-2023-46853",
+        ("CVE-2023-46853.patch",),
+        # a member in the middle of what every request has, and the scripts hold
+        Refused(frozenset({"MF111"}), frozenset({"mcp_parser_s"})),
     ),
 )

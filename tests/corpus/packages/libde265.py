@@ -1,0 +1,30 @@
+"""libde265: a member function in a header, which is inlined wherever it is used."""
+
+from __future__ import annotations
+
+from tests.corpus.model import FLAGS, Case, HostProgram, Package, Patched, library
+
+LIBDE265 = Package(
+    "libde265",
+    "1.0.11-1+deb12u2",
+    "[ -e Makefile ] || { autoreconf -fi && ./configure --disable-static --disable-dec265 --disable-sherlock265"
+    f" CXXFLAGS='{FLAGS}' CFLAGS='{FLAGS}'; }}; make -C libde265 -j2",
+    "libde265/.libs/libde265.so.0.1.1",
+)
+
+CASES = (
+    Case(
+        LIBDE265,
+        "CVE-2023-49468",
+        ("CVE-2023-49468.patch",),
+        Patched(
+            library,
+            frozenset({"draw_intra_pred_modes"}),
+            HostProgram("libde265.cpp", ("libde265/.libs/libde265.so",), (".", "libde265", "libde265/..")),
+            proof="call",
+        ),
+        note="the mode is set by the host program, and read by the library's function that draws modes: a picture that "
+        "leaves it unset needs a damaged stream",
+        quick=True,
+    ),
+)
