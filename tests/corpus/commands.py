@@ -13,6 +13,9 @@ from typing import Any
 from tests.corpus.building import CACHE, Prepared
 from tests.corpus.model import Case
 
+REVIEWER = "Corpus Reviewer <reviewer@corpus.example>"
+"""Who answers for the reasons in ``Case.reviewed``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -47,6 +50,7 @@ def build(case: Case, ready: Prepared, output: Path, key: Path) -> Report:
         *("build", "--source", ready.source, "--fix", ready.fix, "--make", case.package.make),
         *("--image", case.package.image, "--running", ready.subject.image, "--cve", case.cve),
         *("-o", output, "--key", key, "--cache", CACHE / "forge"),
+        *(("--reviewer", REVIEWER) if case.reviewed else ()),
         *(word for finding, reason in case.reviewed.items() for word in ("--override", f"{finding}={reason}")),
     )
 

@@ -67,10 +67,16 @@ def _expect(condition: bool, what: str, report: object = "") -> None:
         raise Unexpected(f"{what}\n{report}")
 
 
-def _codes(report: Report) -> list[str]:
-    """One word for each finding that stands, for a message."""
+def _standing(report: Report) -> list[dict[str, str]]:
+    """The findings that forbid the hotpatch: no notes, no warnings, nothing that was overridden."""
     findings = (report.document.get("report") or {}).get("findings", ())
-    return [f"{finding['code']} {finding['symbol']}" for finding in findings if not finding["overridden"]]
+    blocking = (finding for finding in findings if finding.get("kind", "refusal") in ("refusal", "sign-off"))
+    return [finding for finding in blocking if not finding["overridden"]]
+
+
+def _codes(report: Report) -> list[str]:
+    """Two words for each finding that stands, for a message."""
+    return [f"{finding['code']} {finding['symbol']}" for finding in _standing(report)]
 
 
 def _built(expected: Patched, row: Row, built: Report, hotpatch: Path, public: Path) -> None:
@@ -131,7 +137,7 @@ def _refused(expected: Refused, row: Row, built: Report) -> None:
     """The forge says no, for the right reason, and leaves no hotpatch behind."""
     _expect(built.status == 3, f"midflight build ended with {built.status}, and not with a refusal", built)
     _expect(not row.accepted, "a hotpatch was written all the same")
-    everything = built.document["report"]["findings"]
+    everything = _standing(built)
     # for what the fix does, and not because something of the running image was not found (MF12x to MF14x)
     _expect(not [item for item in everything if re.match("MF1[234]", item["code"])], f"found {_codes(built)}", built)
     findings = [finding for finding in everything if finding["code"] in expected.codes]
@@ -146,7 +152,7 @@ def _refused(expected: Refused, row: Row, built: Report) -> None:
 def _nothing(row: Row, built: Report) -> None:
     """The forge says that nothing needs to be applied."""
     _expect(built.status == 3, f"midflight build ended with {built.status}, and not with MF160", built)
-    codes = [finding["code"] for finding in built.document["report"]["findings"]]
+    codes = [finding["code"] for finding in _standing(built)]
     _expect(codes == ["MF160"] and not row.accepted, f"found {_codes(built)}, not MF160 alone", built)
     row.proof = "MF160"
 
