@@ -17,6 +17,5 @@ CASES = (
         "CVE-2024-12133",
         ("0002-asn1_find_node-optimize-NUMBER-node-lookup-with-inde.patch",),
         Refused(frozenset({"MF111"}), frozenset({"asn1_node_st"})),
-        quick=True,
     ),
 )
