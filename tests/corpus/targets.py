@@ -33,6 +33,8 @@ class ProbeError(Exception):
 class Target(ABC):
     """One live service under test: its processes, and a probe that may be repeated while they run."""
 
+    talks = False
+    """Whether what it prints is read; otherwise that goes to its log."""
     serves = False
     """Whether it is a server, which must answer each :meth:`request` while it is patched."""
     lethal = False
@@ -47,7 +49,7 @@ class Target(ABC):
                 cwd=scratch,
                 env={**os.environ, **(environment or {})},
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=subprocess.PIPE if self.talks else log,
                 stderr=log,
                 bufsize=0,
             )
@@ -78,7 +80,7 @@ class Target(ABC):
         return self.process.poll() is None and all(Path(f"/proc/{pid}/maps").exists() for pid in self.pids)
 
     def said(self) -> str:
-        """The end of what the target wrote on standard error, for the message of a failed test."""
+        """The end of what the target wrote, for the message of a failed test."""
         return self._log.read_text(errors="replace")[-2000:]
 
     def stop(self) -> None:
@@ -157,6 +159,8 @@ class Daemon(Target):
 
 class Host(Target):
     """A host program of ``hosts/`` with the library under test: one line in, one verdict out."""
+
+    talks = True
 
     def __init__(
         self, program: Path, library_folder: Path, scratch: Path, environment: Mapping[str, str] | None = None

@@ -1,5 +1,5 @@
 /* CVE-2026-4775: the step from one group of rows to the next was computed in 32 bits, so in a very wide image it led
- * before the raster. The image has one tile that is there; the raster has 32 GiB of addresses and only that tile's pages. */
+ * before the raster. The image has one tile that is there; the raster has 48 GiB of addresses and only that tile's pages. */
 #define _GNU_SOURCE
 #include <stdint.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 
 #include <tiffio.h>
 
-enum { WIDTH = 1 << 29, TILE_WIDTH = 1 << 16, HEIGHT = 16, TILE_BYTES = TILE_WIDTH * HEIGHT / 16 * 18 };
+enum { WIDTH = 3 << 28, TILE_WIDTH = 1 << 16, HEIGHT = 16, TILE_BYTES = TILE_WIDTH * HEIGHT / 16 * 18 };
 
 static const char PATH[] = "wide.tif";
 
