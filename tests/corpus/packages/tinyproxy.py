@@ -21,7 +21,7 @@ class Tinyproxy(Daemon):
         port = free_port()
         self._backend = serve_tcp(self._respond)
         configuration = scratch / "tinyproxy.conf"
-        configuration.write_text(f"Port {port}\nListen 127.0.0.1\nTimeout 30\nMaxClients 20\n")
+        configuration.write_text(f"Port {port}\nListen 127.0.0.1\nTimeout 30\nMaxClients 20\nLogLevel Critical\n")
         super().__init__([str(subject.image), "-d", "-c", str(configuration)], scratch, port)
 
     @staticmethod
