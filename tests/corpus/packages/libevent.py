@@ -42,7 +42,8 @@ LIBEVENT = Package(
     "[ -e Makefile ] || { autoreconf -fi && ./configure --disable-openssl --disable-samples"
     f" --disable-libevent-regress --disable-static CFLAGS='{FLAGS}'; }}; make -j2 libevent.la",
     ".libs/libevent-2.1.so.7.0.1",
-    ("CVE-2026-63382.patch", "CVE-2026-63385.patch", "CVE-2026-63388.patch"),
+    # those without a case stand between the others
+    tuple(f"CVE-2026-633{number}.patch" for number in (79, 81, 82, 83, 84, 85, 87, 88)),
 )
 _LINKED = (".libs/libevent.so",)
 _INCLUDE = ("include",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from pathlib import Path
@@ -19,8 +20,9 @@ class Nginx(Daemon):
     def __init__(self, subject: Subject, scratch: Path, port: int, blocks: str) -> None:
         (scratch / "logs").mkdir(exist_ok=True)
         configuration = scratch / "nginx.conf"
+        user = "user root; " if os.geteuid() == 0 else ""  # the scratch folder is closed to others
         configuration.write_text(
-            f"daemon off; worker_processes {self.WORKERS}; error_log error.log; pid nginx.pid;\n"
+            f"{user}daemon off; worker_processes {self.WORKERS}; error_log error.log; pid nginx.pid;\n"
             f"events {{ worker_connections 64; }}\n{blocks}\n"
         )
         super().__init__([str(subject.image), "-p", str(scratch), "-c", str(configuration)], scratch, port)

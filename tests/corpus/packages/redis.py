@@ -151,6 +151,7 @@ REDIS = Package(
         "0002-Fix-Read-Write-key-pattern-selector-CVE-2024-51741-1.patch",
         "0007-CVE-2025-48367.patch",
         "CVE-2025-46818.patch",
+        "CVE-2025-46819.patch",  # no case, but it stands on the one before
         "CVE-2025-67733.patch",
     ),
 )
