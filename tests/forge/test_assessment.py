@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from midflight.forge.assessment import assess, preview, refused, unknown
+from midflight.forge.assessment import assess, grouped, preview, refused, unknown
 from midflight.forge.model import Finding
 from midflight.forge.refusals import finding
 from midflight.forge.touched import Touched, compare
@@ -44,6 +44,13 @@ def test_findings_of_several_images_are_told_once_and_the_gravest_first() -> Non
     found = assess({"images": images, **images[0]})
     assert [entry["code"] for entry in found.findings] == ["MF111", "MF170", "MF175"]
     assert len(found.images) == 2
+
+
+def test_the_same_in_many_files_is_one_for_people() -> None:
+    many = [{**item(GROWN), "file": f"{name}.c"} for name in "abcde"] + [{**item(GROWN, "why"), "file": "f.c"}]
+    (one, other) = grouped([*many, many[0]])
+    assert one["file"] == "a.c, b.c, c.c and 2 more files"
+    assert (other["file"], other["overridden"]) == ("f.c", "why")
 
 
 def test_a_refusal_before_there_is_a_report() -> None:

@@ -119,8 +119,10 @@ def _first_answer(source: Path, fix: Path, out: Output) -> Mapping[str, Any]:
 def show(result: Assessment, out: Output) -> None:
     """Print the answer for people: the verdict, then the findings, each with what would allow it."""
     out.line(Styled(result.summary, _STYLES[result.verdict]))
+    from midflight.forge.assessment import grouped
+
     for kind, (heading, style) in _HEADINGS.items():
-        found = [item for item in result.findings if item["kind"] == kind]
+        found = grouped([item for item in result.findings if item["kind"] == kind])
         if found:
             out.line()
             out.line(Styled(f"{heading} ({len(found)})", "bold"))

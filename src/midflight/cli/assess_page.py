@@ -13,7 +13,7 @@ from typing import Any
 
 from midflight import __version__
 from midflight.cli.output import clean
-from midflight.forge.assessment import KINDS, Assessment
+from midflight.forge.assessment import KINDS, Assessment, grouped
 from midflight.forge.listing import Line, Listing, Pair, SourceText, lines_of, side_by_side
 from midflight.forge.model import ObjectDiff
 from midflight.forge.refusals import REFUSALS
@@ -71,7 +71,7 @@ def _code(value: object) -> str:
 
 
 def _head(result: Assessment, title: str) -> str:
-    numbers = [(len([f for f in result.findings if f["kind"] == kind]), kind) for kind in KINDS]
+    numbers = [(len(grouped([f for f in result.findings if f["kind"] == kind])), kind) for kind in KINDS]
     counts = [f"{number} {kind}{'' if number == 1 else 's'}" for number, kind in numbers]
     return (
         f'<header class="{result.verdict}">\n<p class="what">Assessment of a fix for {_text(title)}</p>\n'
@@ -83,7 +83,7 @@ def _head(result: Assessment, title: str) -> str:
 def _findings(result: Assessment) -> str:
     parts = []
     for kind in KINDS:
-        found = [item for item in result.findings if item["kind"] == kind]
+        found = grouped([item for item in result.findings if item["kind"] == kind])
         if found:
             cards = "\n".join(_finding(item) for item in found)
             parts.append(f"<section>\n<h2>{_HEADINGS[kind]} ({len(found)})</h2>\n{cards}\n</section>")
@@ -278,7 +278,7 @@ def _instruction(line: Line | None, side: str) -> str:
 
 def _sign_off(result: Assessment, reviewer: str | None) -> str:
     digests = [str(image["review"]["digest"]) for image in result.images]
-    needed = [item for item in result.findings if item["kind"] == "sign-off"]
+    needed = grouped([item for item in result.findings if item["kind"] == "sign-off"])
     rows = "\n".join(
         f"<tr><td>{_code(item['code'])} {_code(item['symbol'])}</td>"
         f'<td class="write">{_text(item["overridden"] or "")}</td></tr>'

@@ -32,6 +32,9 @@ LIMITS = (
 """What no assessment knows, in words for people."""
 
 
+_FILES_SHOWN = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Assessment:
     """The answer. ``findings`` are those of all images, as in the report of a build."""
@@ -59,6 +62,21 @@ class Assessment:
         return [item for item in self.findings if item["kind"] == kind and item["overridden"] is None]
 
 
+def grouped(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For people: the same finding in several files (a header's struct) once, with the files named together."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for item in findings:
+        key = (item["code"], item["symbol"], item["reason"], str(item["overridden"]))
+        known = found.setdefault(key, {**item, "files": []})
+        if item["file"] and item["file"] not in known["files"]:
+            known["files"].append(item["file"])
+    for item in found.values():
+        names = item.pop("files")
+        more = f" and {len(names) - _FILES_SHOWN} more files" if len(names) > _FILES_SHOWN else ""
+        item["file"] = ", ".join(names[:_FILES_SHOWN]) + more
+    return list(found.values())
+
+
 def assess(report: Mapping[str, Any], preview: Mapping[str, Any] | None = None) -> Assessment:
     """The verdict that follows from the report of the forge, whether it refused or not."""
     images = tuple(report.get("images", [report]))
@@ -71,7 +89,7 @@ def assess(report: Mapping[str, Any], preview: Mapping[str, Any] | None = None) 
 def _verdict(findings: Sequence[Mapping[str, Any]]) -> tuple[Verdict, str]:
     standing = [item for item in findings if item["overridden"] is None]
     refusals = [item for item in standing if item["kind"] == "refusal"]
-    signed = [item for item in standing if item["kind"] == "sign-off"]
+    signed = {(item["code"], item["symbol"]) for item in standing if item["kind"] == "sign-off"}
     if refusals:
         titles = dict.fromkeys(f"{item['code']} {REFUSALS[item['code']].title.lower()}" for item in refusals)
         return "refused", f"cannot be hotpatched: {', '.join(titles)}"
