@@ -20,12 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from midflight.forge.packages.apt import SourceError
+from midflight.forge.packages.sources import SourcePackage, fetch
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from demo.load import Load, LoadReport  # noqa: E402
 from demo.server import QUESTION, RIGHT_ANSWER, Answer, DemoError, Server, mapped_file, start_time  # noqa: E402
-from scripts.debsource import SourceError, SourcePackage, fetch  # noqa: E402
 
 CVE = "CVE-2026-42945"
 PATCH = f"{CVE}.patch"

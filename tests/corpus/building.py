@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import debsource
+from midflight.forge.packages.patching import fits
+from midflight.forge.packages.sources import SourcePackage, fetch
 from tests.corpus.model import Case, HostProgram, Patched, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,13 +52,13 @@ def prepare(case: Case, cache: Path = CACHE) -> Prepared:
 
     Raises:
         BuildError: the build command failed.
-        debsource.SourceError: the source, or one of its patches, is not to be had.
+        SourceError: the source, or one of its patches, is not to be had.
     """
     holes = case.package.holes if set(case.patches) <= set(case.package.holes) else case.patches
     own = cache / case.package.name / case.cve
     base = own.parent / "shared" if len(holes) > 1 and holes == case.package.holes else own
     source, tree = base / "source", base / "production"
-    package = debsource.fetch(case.package.name, version=case.package.version, log=_say)
+    package = fetch(case.package.name, ROOT / ".cache" / "sources", version=case.package.version, log=_say)
     with _made_once(base / "ready", repr((case.package, holes, package.version))) as needed:
         if needed:
             for path in (source, tree):
@@ -106,7 +107,7 @@ def build(case: Case, tree: Path) -> None:
         _run(["strip", "--strip-unneeded", case.package.image], tree, "strip")
 
 
-def _write_fix(case: Case, package: debsource.SourcePackage, source: Path, holes: Sequence[str], patch: Path) -> None:
+def _write_fix(case: Case, package: SourcePackage, source: Path, holes: Sequence[str], patch: Path) -> None:
     """Write the fix as one patch of code alone, without tests, documents and the changelog.
 
     One Debian patch is taken as it is. Several that stand on each other (and on others in between) become the
@@ -115,7 +116,7 @@ def _write_fix(case: Case, package: debsource.SourcePackage, source: Path, holes
     if len(case.patches) == 1:
         whole = package.patch(case.patches[0]).read_bytes()
         patch.write_bytes(code_of(whole.decode("latin-1")).encode("latin-1"))
-        if debsource.fits(source, patch):
+        if fits(source, patch):
             return
     with tempfile.TemporaryDirectory(dir=patch.parent) as folder:
         fixed = package.copy(Path(folder) / "fixed", without=[name for name in holes if name not in case.patches])

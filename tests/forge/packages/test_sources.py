@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts import debsource
-from scripts.debsource import SourceError, apply_patch, debian_sources, fetch, fits, revert_patch
+from midflight.forge.packages import apt as debapt
+from midflight.forge.packages.apt import SourceError, debian_sources
+from midflight.forge.packages.patching import apply_patch, fits, revert_patch
+from midflight.forge.packages.sources import fetch
 
 ORIGINAL = "one\ntwo\nthree\n"
 FIRST = "--- a/list\n+++ b/list\n@@ -1,3 +1,4 @@\n one\n+one and a half\n two\n three\n"
@@ -47,7 +49,7 @@ def source_package(folder: Path, version: str) -> Path:
 def archive(tmp_path: Path) -> Path:
     """An archive with two versions of tiny; returns the etc/apt that is configured for it."""
     root = tmp_path / "archive"
-    pool, index = root / "pool", root / "dists" / debsource._codename() / "main" / "source"
+    pool, index = root / "pool", root / "dists" / debapt._codename() / "main" / "source"
     pool.mkdir(parents=True)
     index.mkdir(parents=True)
     stanzas = []
@@ -62,12 +64,12 @@ def archive(tmp_path: Path) -> Path:
     sources.write_text("\n".join(stanzas))
     digest = hashlib.sha256(sources.read_bytes()).hexdigest()
     (index.parent.parent / "Release").write_text(
-        f"Suite: {debsource._codename()}\nCodename: {debsource._codename()}\nComponents: main\n"
+        f"Suite: {debapt._codename()}\nCodename: {debapt._codename()}\nComponents: main\n"
         f"SHA256:\n {digest} {sources.stat().st_size} main/source/Sources\n"
     )
     etc = tmp_path / "etc"
     etc.mkdir()
-    (etc / "sources.list").write_text(f"deb [trusted=yes] file:{root} {debsource._codename()} main contrib\n")
+    (etc / "sources.list").write_text(f"deb [trusted=yes] file:{root} {debapt._codename()} main contrib\n")
     return etc
 
 
@@ -153,12 +155,14 @@ def test_only_debians_own_archives_count(tmp_path: Path) -> None:
     )
     lines, stanzas = debian_sources(tmp_path, "bookworm")
     assert lines == [
+        "deb [signed-by=/k] http://m.example/debian bookworm main",
         "deb-src [signed-by=/k] http://m.example/debian bookworm main",
+        "deb http://m.example/debian-security bookworm-security main",
         "deb-src http://m.example/debian-security bookworm-security main",
     ]
     (stanza,) = stanzas
     assert stanza == (
-        "Types: deb-src\nUris: http://m.example/debian\nSuites: bookworm bookworm-updates\nComponents: main\n"
+        "Types: deb deb-src\nUris: http://m.example/debian\nSuites: bookworm bookworm-updates\nComponents: main\n"
         "Signed-By:\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n xyz\n"
     )
     with pytest.raises(SourceError, match="no Debian archive for trixie is configured"):

@@ -1,0 +1,1 @@
+"""Distribution packages as a source of fixes: which version runs, its source, fixes, build and shipped files."""

@@ -1,0 +1,56 @@
+"""Patches in source trees: whether one fits, putting it in, taking it out, and the order of Debian's series.
+
+A patch goes in or out as a whole, or the tree stays as it was.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from midflight.forge.packages.apt import SourceError, last_line, run
+
+
+def fits(tree: Path, patch: Path, reverse: bool = False) -> bool:
+    """Whether a patch can be applied (or taken back) in ``tree``; changes nothing."""
+    return _patch(tree, patch, reverse, dry_run=True).returncode == 0
+
+
+def apply_patch(tree: Path, patch: Path, fuzz: int = 0) -> None:
+    """Apply a patch (-p1) to ``tree``; ``fuzz`` is how many lines of context may differ (dpkg-source: 0, quilt: 2).
+
+    Raises:
+        SourceError: it does not fit; the tree is as it was.
+    """
+    _change(tree, patch, reverse=False, fuzz=fuzz)
+
+
+def revert_patch(tree: Path, patch: Path) -> None:
+    """Take a patch (-p1) back out of ``tree``.
+
+    Raises:
+        SourceError: it is not (or not as such) in the tree; the tree is as it was.
+    """
+    _change(tree, patch, reverse=True)
+
+
+def _change(tree: Path, patch: Path, reverse: bool, fuzz: int = 0) -> None:
+    tried = _patch(tree, patch, reverse, dry_run=True, fuzz=fuzz)
+    if tried.returncode == 0:
+        tried = _patch(tree, patch, reverse, dry_run=False, fuzz=fuzz)
+    if tried.returncode != 0:
+        verb = "reverted in" if reverse else "applied to"
+        raise SourceError(f"{patch.name} cannot be {verb} {tree}: {last_line(tried.stdout) or 'patch failed'}")
+
+
+def _patch(tree: Path, patch: Path, reverse: bool, dry_run: bool, fuzz: int = 0) -> subprocess.CompletedProcess[str]:
+    # With fuzz, patch(1) would find a place for what is applied already.
+    command = ["patch", "-p1", "--force", f"--fuzz={fuzz}", "--no-backup-if-mismatch", "--reject-file=-", "-s"]
+    command += ["-R"] * reverse + ["--dry-run"] * dry_run + ["-i", str(patch.resolve())]
+    return run(command, cwd=tree)
+
+
+def series(patches: Path) -> list[str]:
+    """The names in debian/patches/series, in the order in which they are applied."""
+    lines = (patches / "series").read_text().splitlines() if (patches / "series").exists() else []
+    return [line.split("#")[0].split()[0] for line in lines if line.split("#")[0].strip()]
