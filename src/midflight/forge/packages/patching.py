@@ -11,9 +11,9 @@ from pathlib import Path
 from midflight.forge.packages.apt import SourceError, last_line, run
 
 
-def fits(tree: Path, patch: Path, reverse: bool = False) -> bool:
+def fits(tree: Path, patch: Path, reverse: bool = False, fuzz: int = 0) -> bool:
     """Whether a patch can be applied (or taken back) in ``tree``; changes nothing."""
-    return _patch(tree, patch, reverse, dry_run=True).returncode == 0
+    return _patch(tree, patch, reverse, dry_run=True, fuzz=fuzz).returncode == 0
 
 
 def apply_patch(tree: Path, patch: Path, fuzz: int = 0) -> None:
