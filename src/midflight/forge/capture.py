@@ -14,12 +14,8 @@ Everything happens in one folder per (source, build command, image, compilers), 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,17 +30,10 @@ from midflight.forge.builds import (
     read_records,
     resolve,
 )
+from midflight.forge.buildtree import BuildTree, build_key, checked_source, locked, without_caches
 from midflight.forge.model import BuildPair
 from midflight.forge.run import Progress, run_build
-from midflight.forge.shims import (
-    Tool,
-    compilers_identity,
-    find_tools,
-    make_exec_hook,
-    make_shims,
-    redirect,
-    wrapper_files,
-)
+from midflight.forge.shims import Tool, find_tools, make_exec_hook, make_shims
 from midflight.forge.source import Fix, copy_tree, fingerprint, read_fix
 
 #: Variables that builds commonly obey, besides all that begin with DEB_: another value is another build.
@@ -82,7 +71,7 @@ def build_pair(
         Refused: the image is built with link-time optimisation (MF101), or the fix changes an object that no recorded
             compiler made (MF105).
     """
-    source = _checked_source(source, work)
+    source = checked_source(source, work)
     image = _checked_image(image, source)
     change = read_fix(source, fix)
     for note in change.notes:
@@ -91,21 +80,13 @@ def build_pair(
     content, newest = fingerprint(source)
     key = _key(content, make, image, tools, jobs)
     work.mkdir(parents=True, exist_ok=True)
-    with _locked(work.resolve() / key, progress) as base:
+    with locked(work.resolve() / key, progress) as base:
         # The same date in pre and post, whatever the times of the files are.
         epoch = (base / "complete").read_text() if (base / "complete").exists() else str(newest)
-        capture = Capture(base, source, make, image, tools, _environment(epoch, jobs), progress)
+        tree = BuildTree(base, make, tools, _environment(epoch, jobs), progress)
+        capture = Capture(tree, source, image)
         plain = capture.before(running is None)
         return capture.after(change, plain)
-
-
-def _checked_source(source: Path, work: Path) -> Path:
-    if not source.is_dir():
-        raise InputError(f"the source tree {source} is no folder; give the folder in which the build command runs")
-    source = source.resolve()
-    if work.resolve().is_relative_to(source):
-        raise InputError(f"the work folder {work} lies in the source tree {source}; choose one outside of it")
-    return source
 
 
 def _checked_image(image: str, source: Path) -> str:
@@ -118,17 +99,13 @@ def _checked_image(image: str, source: Path) -> str:
 
 
 def _key(content: str, make: str, image: str, tools: tuple[Tool, ...], jobs: int | None) -> str:
-    sha = hashlib.sha256()
     obeyed = [f"{n}={os.environ[n]}" for n in sorted(os.environ) if n in _OBEYED.split() or n.startswith("DEB_")]
-    for text in (content, make, image, compilers_identity(tools), str(jobs), os.path.realpath(sys.executable), *obeyed):
-        sha.update(text.encode(errors="surrogateescape") + b"\0")
-    for module in wrapper_files():
-        sha.update(module.read_bytes())
+    words = [content, make, image, str(jobs), *obeyed]
     with contextlib.suppress(OSError):
         # Installed headers and libraries go into the objects as well.
         state = Path("/var/lib/dpkg/status").stat()
-        sha.update(f"{state.st_size} {state.st_mtime_ns}".encode())
-    return sha.hexdigest()[:24]
+        words.append(f"{state.st_size} {state.st_mtime_ns}")
+    return build_key(words, tools)
 
 
 def _environment(epoch: str, jobs: int | None) -> dict[str, str]:
@@ -139,81 +116,52 @@ def _environment(epoch: str, jobs: int | None) -> dict[str, str]:
         for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES"):
             environment.pop(name, None)
     environment.setdefault("SOURCE_DATE_EPOCH", epoch)
-    # A compiler cache would answer without the compiler being run.
-    environment["CCACHE_DISABLE"] = "1"
-    environment["DISTCC_HOSTS"] = "localhost"
     if jobs is not None:
         environment.setdefault("MAKEFLAGS", f"-j{jobs}")
         environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(jobs))
-    return environment
-
-
-@contextlib.contextmanager
-def _locked(base: Path, progress: Progress) -> Iterator[Path]:
-    """Create and lock the folder of one build against other runs; removed when its pre build was not completed."""
-    while True:
-        base.mkdir(exist_ok=True)
-        descriptor = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("waiting for another build of the same source")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        try:
-            same = os.path.samestat(os.fstat(descriptor), base.stat())
-        except FileNotFoundError:
-            same = False
-        if same:
-            break
-        os.close(descriptor)  # removed by the one we waited for
-    try:
-        yield base
-    finally:
-        if not (base / "complete").exists():
-            shutil.rmtree(base, ignore_errors=True)
-        os.close(descriptor)
+    return without_caches(environment)
 
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """The builds in one locked folder ``base``."""
+    """The builds of one image."""
 
-    base: Path
+    builds: BuildTree
     source: Path
-    make: str
     image: str
-    tools: tuple[Tool, ...]
-    environment: Mapping[str, str]
-    progress: Progress
+
+    @property
+    def base(self) -> Path:
+        """The folder of all of it."""
+        return self.builds.base
 
     @property
     def tree(self) -> Path:
         """Where every build runs."""
-        return self.base / "tree"
+        return self.builds.path
 
     def before(self, plain_wanted: bool) -> Path | None:
         """Make sure that the pre build (and, if wanted, the plain one) exists; returns the image of the plain build."""
-        if not (self.base / "complete").exists():
-            for left in self.base.iterdir():
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        if not self.builds.complete:
+            self.builds.clear()
         plain = self._plain() if plain_wanted else None
-        if (self.base / "complete").exists():
-            self.progress("pre: taken from the cache")
+        if self.builds.complete:
+            self.builds.progress("pre: taken from the cache")
             return plain
-        shims = make_shims(self.base, self.tools)
+        shims = make_shims(self.base, self.builds.tools)
         try:
             self._pre_build(strangers=False)
         except NotCaptured as error:
-            if make_exec_hook(shims, self.tools) is None:
+            if make_exec_hook(shims, self.builds.tools) is None:
                 raise
-            self.progress(
+            self.builds.progress(
                 f"pre: {str(error).partition(';')[0]}; building again with a watch on programs run by full path"
             )
             shutil.rmtree(self.base / "pre")
             self._pre_build(strangers=True)
         copy_tree(self.tree, self.base / "built")
-        (self.base / "complete").write_text(self.environment["SOURCE_DATE_EPOCH"])
-        self._state("pre")
+        self.builds.complete_with(self.builds.environment["SOURCE_DATE_EPOCH"])
+        self.builds.set_state("pre")
         return plain
 
     def after(self, fix: Fix, plain: Path | None) -> BuildPair:
@@ -232,18 +180,18 @@ class Capture:
                 raise
             (folder / "complete").touch()
         else:
-            self.progress("post: taken from the cache")
-            if not (self.tree / ".").exists() or self._read_state() != name:
+            self.builds.progress("post: taken from the cache")
+            if not (self.tree / ".").exists() or self.builds.state() != name:
                 self._back_to_pre()
                 fix.apply(self.tree)
-                self._state(name)
+                self.builds.set_state(name)
         later = read_records(folder)
         post = self._resolve(name, later.after(earlier))
         self._same_foreign(pre, post)
-        changed = _changed(pre, post)
+        changed = changed_objects(pre, post)
         if not changed:
             raise self._nothing_changed(fix, later, pre)
-        self.progress(f"post: {len(changed)} of {len(post.build.inputs)} objects of {self.image} changed")
+        self.builds.progress(f"post: {len(changed)} of {len(post.build.inputs)} objects of {self.image} changed")
         return BuildPair(self.tree, plain, pre.build, post.build, changed)
 
     # --- the three builds --------------------------------------------------------------------------------------------
@@ -252,66 +200,45 @@ class Capture:
         folder = self.base / "plain"
         copy = folder / Path(self.image).name
         if copy.exists():
-            self.progress("plain: taken from the cache")
+            self.builds.progress("plain: taken from the cache")
             return copy
-        self._fresh_tree(self.source)
+        self.builds.fresh(self.source)
         folder.mkdir(exist_ok=True)
         log = self.base / "plain.log"
-        self.progress(f"plain: {self.make}")
-        run_build(self.make, self.tree, self.environment, log, lambda s: self.progress(f"plain: {s:.0f} s"))
-        made = image_file(self.tree, self.image, Records((), ()), self.make)
+        self.builds.progress(f"plain: {self.builds.make}")
+        run_build(
+            self.builds.make,
+            self.tree,
+            self.builds.environment,
+            log,
+            lambda s: self.builds.progress(f"plain: {s:.0f} s"),
+        )
+        made = image_file(self.tree, self.image, Records((), ()), self.builds.make)
         temporary = folder / ".new"
         shutil.copy2(made, temporary)
         temporary.rename(copy)
         return copy
 
     def _pre_build(self, strangers: bool) -> None:
-        self._fresh_tree(self.source)
-        self._captured_build("pre")
+        self.builds.fresh(self.source)
+        self.builds.build("pre")
         self._resolve("pre", read_records(self.base / "pre"), strangers)
 
-    def _captured_build(self, name: str) -> None:
-        folder = self.base / name
-        (folder / "records").mkdir(parents=True, exist_ok=True)
-        (folder / "files").mkdir(exist_ok=True)
-        phase = self.base / "phase"
-        phase.unlink(missing_ok=True)
-        phase.symlink_to(folder.name)
-        shims = self.base / "shims"
-        environment = {
-            k: redirect(v, self.tools, shims) if k in ("CC", "CXX", "LD") else v for k, v in self.environment.items()
-        }
-        environment["PATH"] = f"{shims}:{environment.get('PATH', os.defpath)}"
-        hook = shims / "lib" / "exechook.so"
-        if hook.exists():
-            environment["LD_PRELOAD"] = " ".join(filter(None, (str(hook), environment.get("LD_PRELOAD"))))
-        label = name.partition("-")[0]
-
-        def tell(seconds: float) -> None:
-            count = sum(1 for _ in os.scandir(folder / "records"))
-            self.progress(f"{label}: {count} objects and links made, {seconds:.0f} s")
-
-        self.progress(f"{label}: {self.make}")
-        try:
-            run_build(redirect(self.make, self.tools, shims), self.tree, environment, folder / "build.log", tell)
-        finally:
-            phase.unlink(missing_ok=True)
-
     def _post_build(self, name: str, fix: Fix, earlier: Records, pre: Captured) -> None:
-        if self._read_state() != "pre":
+        if self.builds.state() != "pre":
             self._back_to_pre()
-        self._state("")
+        self.builds.set_state("")
         fix.apply(self.tree)
         concerned = {self.tree / relative for relative in fix.changes}
         folder = self.base / name
         folder.mkdir()
         self._touch(folder, pre, [p for p, files in self._read_files(pre).items() if concerned & set(files)])
-        self._captured_build(name)
+        self.builds.build(name)
         missed = self._missed(folder, earlier)
         if missed:
             # The build's own dependencies are incomplete (a generated header, say): name the sources to it.
             self._touch(folder, pre, missed)
-            self._captured_build(name)
+            self.builds.build(name)
             missed = self._missed(folder, earlier)
         if missed:
             first = os.path.relpath(missed[0], self.tree)
@@ -320,7 +247,7 @@ class Capture:
                 f"the build did not compile {first} again{more}, although a file that it includes was changed "
                 "by the fix; use a build command that builds all of it, for example 'make clean; make'"
             )
-        self._state(name)
+        self.builds.set_state(name)
 
     def _resolve(self, name: str, records: Records, strangers: bool = True) -> Captured:
         folder = self.base / name
@@ -330,7 +257,7 @@ class Capture:
             image = Path(os.fsdecode(note.read_bytes()))
             image = image if image.exists() and not copy.exists() else copy
         else:
-            image = image_file(self.tree, self.image, records, self.make)
+            image = image_file(self.tree, self.image, records, self.builds.make)
             note.write_bytes(os.fsencode(image))
         captured = resolve(records, image, self.tree, copy, strangers)
         keep_image(captured.link, copy)
@@ -341,23 +268,9 @@ class Capture:
 
     # --- the tree ----------------------------------------------------------------------------------------------------
 
-    def _fresh_tree(self, origin: Path) -> None:
-        self._state("")
-        if self.tree.exists():
-            shutil.rmtree(self.tree)
-        self.tree.mkdir()
-        copy_tree(origin, self.tree)
-
     def _back_to_pre(self) -> None:
-        self._fresh_tree(self.base / "built")
-        self._state("pre")
-
-    def _state(self, name: str) -> None:
-        (self.base / "state").write_text(name)
-
-    def _read_state(self) -> str:
-        state = self.base / "state"
-        return state.read_text() if state.exists() and self.tree.is_dir() else ""
+        self.builds.fresh(self.base / "built")
+        self.builds.set_state("pre")
 
     # --- what the fix concerns ---------------------------------------------------------------------------------------
 
@@ -383,7 +296,7 @@ class Capture:
     def _missed(self, folder: Path, earlier: Records) -> list[Path]:
         """Objects of the image that were not compiled again although a file that went into them is another now."""
         later = read_records(folder)
-        image = image_file(self.tree, self.image, later.after(earlier), self.make)
+        image = image_file(self.tree, self.image, later.after(earlier), self.builds.make)
         captured = resolve(later.after(earlier), image, self.tree, folder / "image" / Path(self.image).name)
         again = {record.made.saved for record in later.objects}
         different: dict[Path, bool] = {}
@@ -432,7 +345,7 @@ def _differs(one: Path, other: Path) -> bool:
     return a.st_mtime_ns != b.st_mtime_ns and one.read_bytes() != other.read_bytes()
 
 
-def _changed(pre: Captured, post: Captured) -> tuple[Path, ...]:
+def changed_objects(pre: Captured, post: Captured) -> tuple[Path, ...]:
     """Objects of the image whose content differs, or that only one side has; in the order of the link."""
     before = {path: pre.build.objects[path].sha256 for path in pre.build.inputs}
     after = {path: post.build.objects[path].sha256 for path in post.build.inputs}

@@ -83,7 +83,7 @@ def compilers_identity(tools: tuple[Tool, ...]) -> str:
 def wrapper_files() -> tuple[Path, ...]:
     """The files of which the wrapper consists."""
     here = Path(wrapper.__file__)
-    return here, here.with_name("commandline.py"), here.with_name("linkrecord.py")
+    return here, *(here.with_name(name) for name in ("commandline.py", "linkrecord.py", "reuse.py"))
 
 
 def make_shims(base: Path, tools: tuple[Tool, ...]) -> Path:

@@ -39,6 +39,8 @@ class Recorder:
         self.name = name
         self.phase = os.path.join(base, "phase")
         """A symbolic link to the folder of the build in progress; without it, nothing is recorded."""
+        self.remembers = os.path.exists(os.path.join(base, "whole"))
+        """Whether the build with the fix will be a whole one again, see reuse.py."""
         self.cwd = os.getcwd()
         self.count = 0
         self.environment = dict(os.environ)
@@ -159,26 +161,91 @@ def _compile(recorder: Recorder, command: Command, arguments: list[str]) -> None
     user = without_debug_packing(command.arguments) if packed else arguments
     flags = added_flags(recorder, command, outputs[0][2])
     dependencies = ""
+    equal = ""
     if command.mode == "compile" and len(outputs) == 1 and is_preprocessed_first(outputs[0][0], outputs[0][1]):
         if not command.depends:
             dependencies = recorder.fresh(".d")
             flags += ["-MD", "-MF", dependencies]
         else:
             dependencies = command.depfile or outputs[0][2].rpartition(".")[0] + ".d"
+        if outputs[0][1] == "c" and recorder.remembers:
+            equal = reuse_key(recorder, command)
+            if equal and _take_again(recorder, command, outputs[0][0], outputs[0][2], dependencies, equal):
+                return
     recorder.run([*user, *flags])
     if command.mode != "compile":
         return
     for source, kind, output in outputs:
         if kind != "header" and os.path.isfile(output):
-            _record_object(recorder, command, source, recorder.absolute(output), output, dependencies)
+            path = recorder.absolute(output)
+            saved, listed = _record_object(recorder, command, source, path, output, dependencies)
+            if equal and listed:
+                _remember(recorder, equal, saved, listed)
 
 
-def _record_object(recorder: Recorder, command: Command, source: str, path: str, made: str, dependencies: str) -> str:
+def reuse_key(recorder: Recorder, command: Command) -> str:
+    """What names a compilation among all of the build; empty when its object can never be taken for another's."""
+    if TYPE_CHECKING:
+        from midflight.forge.reuse import key
+    else:
+        from reuse import key
+
+    return key(recorder.real, command.arguments, recorder.cwd)
+
+
+def _remember(recorder: Recorder, equal: str, saved: str, dependencies: str) -> None:
+    if TYPE_CHECKING:
+        from midflight.forge.reuse import files_read, remember
+    else:
+        from reuse import files_read, remember
+
+    files = files_read(dependencies, recorder.cwd, os.path.join(recorder.base, "tree") + "/")
+    if files:
+        remember(os.path.realpath(recorder.phase), equal, files, saved, dependencies)
+
+
+def _take_again(recorder: Recorder, command: Command, source: str, output: str, dependencies: str, equal: str) -> bool:
+    """Take the object of an equal compilation of the build before, if there is one."""
+    if TYPE_CHECKING:
+        from midflight.forge.reuse import recall
+    else:
+        from reuse import recall
+
+    before = os.path.join(recorder.base, "reuse")
+    found = recall(before, equal) if os.path.isdir(before) else None
+    if found is None:
+        return False
+    saved, listed = found
+    _copy(saved, output)
+    if command.depends:
+        _copy(listed, dependencies)
+    _write_object(recorder, command, source, recorder.absolute(output), saved, listed)
+    return True
+
+
+def _copy(source: str, target: str) -> None:
+    with open(source, "rb") as file:
+        content = file.read()
+    if os.path.lexists(target):
+        os.unlink(target)
+    with open(target, "wb") as file:
+        file.write(content)
+
+
+def _record_object(
+    recorder: Recorder, command: Command, source: str, path: str, made: str, dependencies: str
+) -> tuple[str, str]:
+    """Keep and record an object; returns our copies of it and of its list of dependencies (or "")."""
     saved = recorder.keep(made, ".o")
     if dependencies and os.path.isfile(dependencies):
         dependencies = recorder.keep(dependencies, ".d") if command.depends else os.path.realpath(dependencies)
     else:
         dependencies = ""
+    _write_object(recorder, command, source, path, saved, dependencies)
+    return saved, dependencies
+
+
+def _write_object(recorder: Recorder, command: Command, source: str, path: str, saved: str, dependencies: str) -> None:
     recorder.write(
         what="object",
         path=path,
@@ -188,7 +255,6 @@ def _record_object(recorder: Recorder, command: Command, source: str, path: str,
         lto=command.lto,
         dependencies=dependencies,
     )
-    return saved
 
 
 def _link(recorder: Recorder, command: Command) -> None:
@@ -233,7 +299,7 @@ def _compile_for_link(recorder: Recorder, command: Command, output: str) -> list
         flags = added_flags(recorder, command, f"{output}-{stem}") if kind != "assembler" else []
         recorder.run([*options, *language, "-c", source, "-o", made, *flags])
         path = recorder.absolute(os.path.join(folder, f"{base}-{stem}.o"))
-        objects[index] = _record_object(recorder, command, source, path, made, dependencies)
+        objects[index], _ = _record_object(recorder, command, source, path, made, dependencies)
         os.unlink(made)
     i = 0
     while i < len(command.arguments):
