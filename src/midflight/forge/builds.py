@@ -239,7 +239,11 @@ def resolve(records: Records, image: Path, tree: Path, copy: Path, strangers: bo
         ForgeError: the build was seen, but no link that makes this image.
         Refused: the image is made with link-time optimisation (MF101).
     """
-    link = find_link(records, image, tree)
+    return resolve_link(records, find_link(records, image, tree), tree, copy, strangers)
+
+
+def resolve_link(records: Records, link: LinkRecord, tree: Path, copy: Path, strangers: bool = True) -> Captured:
+    """As :func:`resolve`, for a link that is known already."""
     resolver = _Resolver(records, tree)
     resolver.resolve(link.inputs)
     inputs: dict[Path, ObjectRecord] = {}
@@ -252,7 +256,7 @@ def resolve(records: Records, image: Path, tree: Path, copy: Path, strangers: bo
     if not inputs:
         names = _shown(resolver.foreign) if resolver.foreign else "none in the tree"
         raise NotCaptured(
-            f"no recorded compiler made the objects of {os.path.relpath(image, tree)} (objects linked: {names}); "
+            f"no recorded compiler made the objects of {os.path.relpath(link.path, tree)} (objects linked: {names}); "
             "let the build take its compiler from the PATH (CC=gcc, without a folder)"
         )
     _refuse_lto(inputs, tree)
