@@ -106,17 +106,26 @@ def make_shims(base: Path, tools: tuple[Tool, ...]) -> Path:
             f"import wrapper\nwrapper.main({str(base)!r}, {tool.kind!r}, {tool.path!r}, {tool.name!r})\n"
         )
         shim = folder / tool.name
-        shim.write_text(_first_line(python) + body)
+        shim.write_text(_head(python, tool, folder) + body)
         shim.chmod(0o755)
     return folder
 
 
-def _first_line(python: str) -> str:
-    if " " not in python and len(python) < 110:
-        return f"#!{python} -ISE\n"
-    # A "#!" line takes no path with blanks and no long one: let sh find its way, hidden from Python in a string.
-    quoted = python.replace("'", "'\\''")
-    return f"#!/bin/sh\n''':'\nexec '{quoted}' -ISE \"$0\" \"$@\"\n'''\n"
+def _head(python: str, tool: Tool, folder: Path) -> str:
+    """How a shim begins: a script of sh that lets trials of a configuration pass, and is Python otherwise.
+
+    The tests of autoconf are the most frequent runs of a compiler by far; starting Python for each would cost minutes
+    in all. What sh runs is hidden from Python in a string. The second slash lets the real tool pass exechook.c.
+    """
+    trial = ""
+    if tool.kind != "make" and re.fullmatch(r"[\w/.@%+=, -]+", str(folder)):
+        real = _quoted("/" + tool.path)
+        trial = f'case " $*" in *" conftest."*) LD_PRELOAD= PATH="${{PATH#{folder}:}}" exec {real} "$@";; esac\n'
+    return f"#!/bin/sh\n''':'\n{trial}exec {_quoted(python)} -ISE \"$0\" \"$@\"\n'''\n"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def make_exec_hook(folder: Path, tools: tuple[Tool, ...]) -> Path | None:
