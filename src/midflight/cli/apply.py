@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from midflight.patch.hotpatch import Hotpatch
 
 HELP = """\
-Puts a hotpatch into running processes. Its signature is verified first. Processes are found by the build-id of the code
+Puts a hotpatch into running processes. Its signature is verified first: by the keys given with --trust, otherwise by
+those in the trusted folder of this machine, where midflight build puts its own. Processes are found by the build-id of the code
 that they really have mapped, whatever the file is called now, deleted or replaced, inside containers or not.
 
 In each process everything is prepared while it runs; then all its threads stand still for a fraction of a
@@ -27,6 +28,7 @@ Probes (--probe) are shell commands that run when all processes are patched, wit
 fails or takes too long, the hotpatch is taken out of all of them again."""
 
 EXAMPLES = """\
+midflight apply fix.hotpatch --all
 midflight apply fix.hotpatch --all --trust release.pub
 midflight apply fix.hotpatch --pid 4711 --trust release.pub --dry-run
 midflight apply fix.hotpatch --all --trust release.pub --probe 'curl -fsS localhost/health'"""

@@ -52,8 +52,9 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
         "--trust",
         metavar="KEY.pub",
         action="append",
-        required=True,
-        help="a public key that is trusted; may be given several times, one signature is enough",
+        default=[],
+        help="trust this public key alone; may be given several times, one signature is enough (default: the keys in "
+        "/etc/midflight/trust.d, or ~/.config/midflight/trust.d for other users than root)",
     )
 
 
@@ -81,11 +82,22 @@ def limits(args: argparse.Namespace) -> Limits:
 
 
 def read_trusted(path: str, keys: Sequence[str]) -> Hotpatch:
-    """A hotpatch that one of the keys signed."""
+    """A hotpatch that one of the keys signed; without keys, one of those that this machine trusts.
+
+    Raises:
+        InputError: no key is named, and the machine trusts none.
+        PatchFileError: none of them signed it, or the file is malformed.
+    """
     from midflight.patch.hotpatch import read_hotpatch
     from midflight.trust.keys import load_public_key
+    from midflight.trust.store import folder, trusted_keys
 
-    return read_hotpatch(path, [load_public_key(key) for key in keys])
+    trusted = [load_public_key(key) for key in keys] if keys else list(trusted_keys())
+    if not trusted:
+        raise InputError(
+            f"no key is trusted on this machine ({folder()}/trust.d has none); give the author's with --trust KEY.pub"
+        )
+    return read_hotpatch(path, trusted)
 
 
 def chosen(pids: Sequence[int] | None) -> list[LinuxProcess]:
