@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 HELP = """\
 Puts a hotpatch into running processes. Its signature is verified first: by the keys given with --trust, otherwise by
-those in the trusted folder of this machine, where midflight build puts its own. Processes are found by the build-id of the code
-that they really have mapped, whatever the file is called now, deleted or replaced, inside containers or not.
+those in the trusted folder of this machine, where midflight build puts its own. Processes are found by the build-id of
+the code that they really have mapped, whatever the file is called now, deleted or replaced, inside containers or not.
 
 In each process everything is prepared while it runs; then all its threads stand still for a fraction of a
 millisecond, in which it is proven that none of them is in code that is being replaced and that the bytes to be replaced

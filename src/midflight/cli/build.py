@@ -16,19 +16,34 @@ from midflight.errors import InputError, Refused
 
 if TYPE_CHECKING:
     from midflight.forge.forge import ForgeRequest, ForgeResult, RefusedWithFindings
+    from midflight.trust.keys import PrivateKey
 
 HELP = """\
-Makes a signed hotpatch. The source tree is built without and with the fix by its own build command, under a compiler
-wrapper that adds -ffunction-sections -fdata-sections and records every object. Functions that differ are found in the
-binary that runs, every byte of them proven, and linked for exactly that binary. Your tree is only read; the builds run
-in a copy.
+Makes a signed hotpatch. The source is built without and with the fix, under a compiler wrapper that adds
+-ffunction-sections -fdata-sections and records every object. Functions that differ are found in the binary that runs,
+every byte of them proven, and linked for exactly that binary.
+
+With --debian everything comes from the Debian archives that this machine is configured for: the source of the version
+that is installed (or named), its fix, its build dependencies (installed when this is run by root; they stay), and the
+files of its binary packages, which are what runs. The package's own rules build it. When the archive has that source no
+more, it is made from a newer one by taking out the patches that came since; the match with what runs proves that it is
+the right one. Every library and program of the package that the fix changes becomes a target of the one hotpatch.
+
+With --source a tree of your own is built by its own build command, in a copy.
 
 What cannot be put into a living process safely is refused, with its reason and what to do instead. All findings are
 shown at once. Some can be overridden with a written reason, which stays in the hotpatch.
 
-Builds are kept (--cache): another fix of the same tree builds only what it touches."""
+Builds are kept (--cache): another fix of the same source compiles only what it touches.
+
+Without --key the hotpatch is signed with a key of this machine, which is made when it is first needed, and which this
+machine trusts from then on: /etc/midflight/signing.key for root, ~/.config/midflight/signing.key otherwise."""
 
 EXAMPLES = """\
+midflight build --debian expat --fix CVE-2024-45490 -o expat.hotpatch
+
+midflight build --debian libssl3=3.0.15-1~deb12u1 --fix =3.0.16-1~deb12u1 --image libcrypto.so.3 -o ssl.hotpatch
+
 midflight build --source nginx-1.22.1 --fix CVE.patch --make './configure && make -j2' --image objs/nginx \\
     --running /usr/sbin/nginx --cve CVE-2026-42945 --key release.key -o nginx-1.hotpatch
 
@@ -52,16 +67,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Declare the options that say what is built; ``midflight assess`` has them as well."""
     what = parser.add_argument_group("what to build")
-    what.add_argument("--source", type=Path, required=True, metavar="DIR", help="the source tree without the fix")
-    what.add_argument("--fix", type=Path, required=True, metavar="FIX", help="a patch file (-p1), or a second tree")
-    what.add_argument("--make", required=True, metavar="CMD", help="the build command, run by sh in a copy of the tree")
+    source = what.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--debian",
+        metavar="PKG[=VERSION]",
+        help="a source or binary package of Debian (default version: the installed one, else the newest)",
+    )
+    source.add_argument("--source", type=Path, metavar="DIR", help="a source tree without the fix")
     what.add_argument(
-        "--image", required=True, metavar="PATH", help="the program or library that it makes, in the tree"
+        "--fix",
+        required=True,
+        metavar="FIX",
+        help="a patch file (-p1), or a second tree; with --debian also a CVE id, or =VERSION for the difference to a "
+        "newer version",
+    )
+    what.add_argument("--make", metavar="CMD", help="with --source: the build command, run by sh in a copy of the tree")
+    what.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="with --source: the program or library that it makes, in the tree; with --debian: patch this file of the "
+        "package alone (name or soname; may be repeated)",
     )
     what.add_argument(
-        "--running", type=Path, metavar="FILE", help="the binary that runs (default: a plain build of the unfixed tree)"
+        "--running",
+        metavar="FILE",
+        help="the binary that runs (default: with --debian the files of the package, with --source a plain build of "
+        "the unfixed tree); 'plain' asks for a plain build",
     )
-    what.add_argument("-j", "--jobs", type=int, metavar="N", help="parallel jobs, where the build command says nothing")
+    what.add_argument("-j", "--jobs", type=int, metavar="N", help="parallel jobs (default: with --debian all CPUs)")
     what.add_argument("--cache", type=Path, metavar="DIR", help="where builds are kept (default: ~/.cache/midflight)")
     what.add_argument("--no-cache", action="store_true", help="keep nothing")
 
@@ -69,8 +104,10 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
 def _add_hotpatch(parser: argparse.ArgumentParser) -> None:
     hotpatch = parser.add_argument_group("the hotpatch")
     hotpatch.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the hotpatch to write")
-    hotpatch.add_argument("--key", type=Path, required=True, metavar="FILE", help="the private key that signs it")
-    hotpatch.add_argument("--name", default="", metavar="NAME", help="its series (default: the name of the image)")
+    hotpatch.add_argument(
+        "--key", type=Path, metavar="FILE", help="the private key that signs it (default: this machine's)"
+    )
+    hotpatch.add_argument("--name", default="", metavar="NAME", help="its series (default: the image or package)")
     hotpatch.add_argument(
         "--sequence", type=int, default=1, metavar="N", help="replaces lower numbers of the series (default 1)"
     )
@@ -103,23 +140,23 @@ def add_decisions(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Carry out the command; returns the exit status."""
-    from midflight.trust.keys import load_private_key
-
     overrides = parse_overrides(args.override)
     check_reviewer(args.reviewer)
-    args.name = args.name or Path(args.image).name
+    _check_inputs(args)
+    if args.debian is None:
+        args.name = args.name or Path(args.image[0]).name
     args.cve = list(dict.fromkeys(args.cve))
     _check_labels(args)
     if not args.output.absolute().parent.is_dir():
         raise InputError(f"the folder of {args.output} does not exist; make it first")
-    signer = load_private_key(args.key)
+    signer = _signer(args, out)
 
-    from midflight.forge.forge import RefusedWithFindings, forge
+    from midflight.forge.forge import RefusedWithFindings
     from midflight.patch.hotpatch import write_hotpatch
 
     with work_folder(args) as work:
         try:
-            made = forge(request_of(args, work, overrides), out.progress)
+            made = _forge(args, work, overrides, out)
         except RefusedWithFindings as refused:
             out.progress_done()
             out.result({"written": None, "report": dict(refused.report)})
@@ -141,6 +178,47 @@ def run(args: argparse.Namespace, out: Output) -> int:
     out.line("written   ", Styled(str(args.output), "bold"), f"  sha256 {digest[:16]}…")
     out.line(f"signed by {signer.key_id[:16]}…")
     return 0
+
+
+def _check_inputs(args: argparse.Namespace) -> None:
+    """Raises:
+    InputError: the options of --source and --debian are mixed up, or one is missing.
+    """
+    if args.debian is not None:
+        if args.make is not None:
+            raise InputError("--make belongs to --source; with --debian the package's own rules build it")
+        return
+    if args.make is None or not args.image:
+        raise InputError("--source needs --make and --image: how it is built, and what comes of it")
+    if len(args.image) > 1:
+        raise InputError("with --source give one --image; several hotpatches can be in force together")
+    if not Path(args.fix).exists():
+        raise InputError(f"the fix {args.fix} does not exist; give a patch file or a second source tree")
+
+
+def _signer(args: argparse.Namespace, out: Output) -> PrivateKey:
+    from midflight.trust.keys import load_private_key
+    from midflight.trust.store import default_signer
+
+    if args.key is not None:
+        return load_private_key(args.key)
+    key, path, made = default_signer()
+    if made:
+        out.line(f"made a signing key: {path}; this machine trusts it ({path.parent}/trust.d/local.pub)")
+    return key
+
+
+def _forge(args: argparse.Namespace, work: Path, overrides: Mapping[tuple[str, str], str], out: Output) -> ForgeResult:
+    if args.debian is None:
+        from midflight.forge.forge import forge
+
+        return forge(request_of(args, work, overrides), out.progress)
+    from midflight.cli.packages import package_request, package_source
+    from midflight.forge.packages.forging import forge_package
+
+    return forge_package(
+        package_source(work, out), package_request(args), request_of(args, work / "builds", overrides), out.progress
+    )
 
 
 def parse_overrides(words: Sequence[str]) -> dict[tuple[str, str], str]:
@@ -189,7 +267,7 @@ def _check_labels(args: argparse.Namespace) -> None:
     from midflight.patch.fields import FieldError
     from midflight.patch.manifest import SCHEMA_VERSION, Manifest
 
-    labels = (args.name, args.sequence, args.description, tuple(args.cve))
+    labels = (args.name or "package", args.sequence, args.description, tuple(args.cve))
     manifest = Manifest(SCHEMA_VERSION, *labels, "2000-01-01T00:00:00Z", "midflight", "none", "0" * 64, ())
     try:
         decode_manifest(encode_manifest(manifest))
@@ -216,12 +294,12 @@ def request_of(args: argparse.Namespace, work: Path, overrides: Mapping[tuple[st
     from midflight.forge.forge import ForgeRequest
 
     return ForgeRequest(
-        source=args.source,
-        fix=args.fix,
-        make=args.make,
-        image=args.image,
+        source=args.source or Path(),
+        fix=Path(args.fix),
+        make=args.make or "",
+        image="".join(args.image[:1]),
         work=work,
-        running=args.running,
+        running=None if args.debian is not None or args.running in (None, "plain") else Path(args.running),
         name=args.name,
         sequence=args.sequence,
         description=args.description,
@@ -262,6 +340,11 @@ def _show(made: ForgeResult, out: Output) -> None:
     manifest = made.manifest
     title = ", ".join(manifest.cves) or manifest.description
     out.line(Styled(f"{manifest.name} {manifest.sequence}", "bold"), f"  {title}")
+    for one in report.get("images", [report]):
+        _show_image(one, out)
+
+
+def _show_image(report: Mapping[str, Any], out: Output) -> None:
     out.line(f"baseline  {report['image']}  build-id {report['build_id']}")
     rows = [
         (item["name"], item["file"], f"{item['size_before']}", f"{item['size_after']}", item["matched_by"] or "-")
