@@ -96,6 +96,13 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         help="the binary that runs (default: with --debian the files of the package, with --source a plain build of "
         "the unfixed tree); 'plain' asks for a plain build",
     )
+    what.add_argument(
+        "--build-root",
+        type=Path,
+        metavar="DIR",
+        help="with --debian: build in a private root there, made when it does not exist (needs root and mmdebstrap); "
+        "build dependencies go into it, and nothing on this machine changes",
+    )
     what.add_argument("-j", "--jobs", type=int, metavar="N", help="parallel jobs (default: with --debian all CPUs)")
     what.add_argument("--cache", type=Path, metavar="DIR", help="where builds are kept (default: ~/.cache/midflight)")
     what.add_argument("--no-cache", action="store_true", help="keep nothing")
@@ -217,7 +224,7 @@ def _forge(args: argparse.Namespace, work: Path, overrides: Mapping[tuple[str, s
     from midflight.forge.packages.forging import forge_package
 
     return forge_package(
-        package_source(work, out), package_request(args), request_of(args, work / "builds", overrides), out.progress
+        package_source(args, work, out), package_request(args), request_of(args, work / "builds", overrides), out.progress
     )
 
 
@@ -339,6 +346,8 @@ def _show(made: ForgeResult, out: Output) -> None:
     report: Mapping[str, Any] = made.report
     manifest = made.manifest
     title = ", ".join(manifest.cves) or manifest.description
+    for note in report.get("notes", ()):
+        out.line(Styled("note      ", "warn"), note)
     out.line(Styled(f"{manifest.name} {manifest.sequence}", "bold"), f"  {title}")
     for one in report.get("images", [report]):
         _show_image(one, out)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from midflight.forge.wholebuild import Running
 
 
-def package_source(work: Path, out: Output) -> PackageSource:
+def package_source(args: argparse.Namespace, work: Path, out: Output) -> PackageSource:
     """The package format of this machine, with its cache below the work folder."""
     from midflight.forge.packages.debian import Debian
 
-    return Debian(work / "packages", out.progress)
+    return Debian(work / "packages", out.progress, build_root=args.build_root and args.build_root.absolute())
 
 
 def package_request(args: argparse.Namespace) -> PackageRequest:

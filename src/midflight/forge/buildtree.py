@@ -86,6 +86,8 @@ class BuildTree:
     tools: tuple[Tool, ...]
     environment: Mapping[str, str]
     progress: Progress
+    enter: tuple[str, ...] = ()
+    """Words that let a command run where it is built, see place.py."""
 
     @property
     def path(self) -> Path:
@@ -134,7 +136,8 @@ class BuildTree:
 
         self.progress(f"{label}: {self.make}")
         try:
-            run_build(redirect(self.make, self.tools, shims), self.path, environment, folder / "build.log", tell)
+            command = redirect(self.make, self.tools, shims)
+            run_build(command, self.path, environment, folder / "build.log", tell, self.enter)
         finally:
             phase.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
@@ -42,9 +42,16 @@ def no_builds() -> Iterator[None]:
 
 
 def run_build(
-    command: str, tree: Path, environment: Mapping[str, str], log: Path, tell: Callable[[float], None]
+    command: str,
+    tree: Path,
+    environment: Mapping[str, str],
+    log: Path,
+    tell: Callable[[float], None],
+    enter: Sequence[str] = (),
 ) -> None:
     """Run ``sh -c command`` in ``tree``; ``tell`` is called with the elapsed seconds about once a second.
+
+    ``enter`` are words to put before the command, see :mod:`midflight.forge.place`.
 
     Whatever ends it early (an interrupt, an error), its whole process group is killed before this returns.
 
@@ -57,7 +64,7 @@ def run_build(
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["/bin/sh", "-c", command],
+            [*enter, "/bin/sh", "-c", command],
             cwd=tree,
             env=dict(environment),
             stdin=subprocess.DEVNULL,

@@ -26,33 +26,71 @@ class Tool:
     name: str
     path: str
     kind: str
+    real: str
+    """The path with all links followed."""
+    state: str
+    """Changes when the program is exchanged for another."""
 
 
-def find_tools(path: str) -> tuple[Tool, ...]:
-    """Every compiler driver, linker and make on a PATH; the first of a name counts, compiler caches are passed over."""
+def find_tools(path: str, root: Path | None = None) -> tuple[Tool, ...]:
+    """Every compiler driver, linker and make on a PATH; the first of a name counts, compiler caches are passed over.
+
+    With ``root``, they are looked for below that folder, and paths are as seen from within.
+    """
     kinds: dict[str, str] = {}
     tools: dict[str, Tool] = {}
     for folder in path.split(":"):
         if not os.path.isabs(folder):
             continue
         try:
-            names = sorted(os.listdir(folder))
+            names = sorted(os.listdir(_outside(folder, root)))
         except OSError:
             continue
         for name in names:
             kind = "make" if name in _MAKE else "ld" if _LINKER.match(name) else "cc" if _DRIVER.match(name) else ""
             full = os.path.join(folder, name)
-            if not kind or name in tools or not os.access(full, os.X_OK) or os.path.isdir(full):
+            if not kind or name in tools:
                 continue
-            real = os.path.realpath(full)
-            if os.path.basename(real) in _CACHES:
+            real = _realpath(full, root)
+            program = _outside(real, root)
+            if not os.access(program, os.X_OK) or os.path.isdir(program) or os.path.basename(real) in _CACHES:
                 continue
             if kind == "cc":
                 if real not in kinds:
-                    kinds[real] = _compiler_kind(full)
+                    in_name = "clang" if "clang" in os.path.basename(real) else "gcc"
+                    kinds[real] = _compiler_kind(full) if root is None else in_name
                 kind = kinds[real]
-            tools[name] = Tool(name, full, kind)
+            state = os.stat(program)
+            tools[name] = Tool(name, full, kind, real, f"{state.st_size} {state.st_mtime_ns}")
     return tuple(tools.values())
+
+
+def _outside(path: str, root: Path | None) -> str:
+    """A path within a root as seen from without."""
+    return path if root is None else str(root) + path
+
+
+def _realpath(path: str, root: Path | None) -> str:
+    """``os.path.realpath`` within a root, where absolute links begin at that root."""
+    if root is None:
+        return os.path.realpath(path)
+    pending = path.split("/")[::-1]
+    done: list[str] = []
+    for _ in range(1000):
+        if not pending:
+            break
+        part = pending.pop()
+        if part == "..":
+            done = done[:-1]
+        elif part not in ("", "."):
+            inside = "/".join(["", *done, part])
+            if os.path.islink(_outside(inside, root)):
+                target = os.readlink(_outside(inside, root))
+                done = [] if target.startswith("/") else done
+                pending += target.split("/")[::-1]
+            else:
+                done.append(part)
+    return "/" + "/".join(done)
 
 
 def _compiler_kind(path: str) -> str:
@@ -73,11 +111,7 @@ def _compiler_kind(path: str) -> str:
 
 def compilers_identity(tools: tuple[Tool, ...]) -> str:
     """A text that changes when a compiler or linker is exchanged for another."""
-    lines = []
-    for tool in tools:
-        state = Path(tool.path).stat()
-        lines.append(f"{tool.name} {os.path.realpath(tool.path)} {state.st_size} {state.st_mtime_ns}")
-    return "\n".join(lines)
+    return "\n".join(f"{tool.name} {tool.real} {tool.state}" for tool in tools)
 
 
 def wrapper_files() -> tuple[Path, ...]:
@@ -86,8 +120,10 @@ def wrapper_files() -> tuple[Path, ...]:
     return here, *(here.with_name(name) for name in ("commandline.py", "linkrecord.py", "reuse.py"))
 
 
-def make_shims(base: Path, tools: tuple[Tool, ...]) -> Path:
+def make_shims(base: Path, tools: tuple[Tool, ...], python: str | None = None) -> Path:
     """Fill ``base/shims``; returns that folder, which belongs at the head of the PATH.
+
+    ``python`` is the interpreter that runs them, by default this one.
 
     Raises:
         ForgeError: there is no compiler at all.
@@ -99,7 +135,7 @@ def make_shims(base: Path, tools: tuple[Tool, ...]) -> Path:
     library.mkdir(parents=True, exist_ok=True)
     for module in wrapper_files():
         shutil.copyfile(module, library / module.name)
-    python = os.path.realpath(sys.executable)
+    python = python or os.path.realpath(sys.executable)
     for tool in tools:
         body = (
             f"import sys\nsys.path.insert(0, {str(library)!r})\n"
@@ -128,21 +164,24 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def make_exec_hook(folder: Path, tools: tuple[Tool, ...]) -> Path | None:
-    """Build the library that leads full paths of tools to their shims; None when no C compiler can build it."""
+def make_exec_hook(folder: Path, tools: tuple[Tool, ...], enter: tuple[str, ...] = ()) -> Path | None:
+    """Build the library that leads full paths of tools to their shims; None when no C compiler can build it.
+
+    ``enter`` are words that let a command run where the compilers are.
+    """
     paths = {tool.name: tool.path for tool in tools}
     compiler = next((paths[name] for name in ("gcc", "clang", "cc") if name in paths), None)
     if compiler is None:
         return None
     rows = []
     for tool in tools:
-        fields = (tool.name, os.path.realpath(tool.path), str(folder / tool.name))
+        fields = (tool.name, tool.real, str(folder / tool.name))
         rows.append("    {" + ", ".join(map(_c_string, fields)) + "},")
     code = Path(__file__).with_name("exechook.c").read_text()
     source = folder / "lib" / "exechook.c"
     source.write_text(code + "\nconst struct tool tools[] = {\n" + "\n".join(rows) + "\n    {0, 0, 0}};\n")
     library = folder / "lib" / "exechook.so"
-    command = [compiler, "-O1", "-w", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+    command = [*enter, compiler, "-O1", "-w", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
     done = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL)
     return library if done.returncode == 0 else None
 
@@ -155,7 +194,7 @@ def _c_string(text: str) -> str:
 def redirect(text: str, tools: tuple[Tool, ...], folder: Path) -> str:
     """Replace absolute paths of known tools in a command (``CC=/usr/bin/gcc``) by those of their shims."""
     known: dict[str, str] = {}
-    by_real = {os.path.realpath(tool.path): tool for tool in reversed(tools)}
+    by_real = {tool.real: tool for tool in reversed(tools)}
     names = {tool.name: tool for tool in tools}
 
     def replace(found: re.Match[str]) -> str:
@@ -167,7 +206,7 @@ def redirect(text: str, tools: tuple[Tool, ...], folder: Path) -> str:
         if os.access(path, os.X_OK) and not os.path.isdir(path):
             real = os.path.realpath(path)
             tool = names.get(name)
-            if tool is None or os.path.realpath(tool.path) != real:
+            if tool is None or tool.real != real:
                 tool = by_real.get(real)
         known[path] = str(folder / tool.name) if tool else path
         return known[path]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from midflight.errors import ForgeError, ImageError, Refused
@@ -26,8 +27,9 @@ from midflight.forge.builds import (
 from midflight.forge.buildtree import BuildTree, build_key, checked_source, locked, without_caches
 from midflight.forge.capture import changed_objects
 from midflight.forge.model import BuildPair
+from midflight.forge.place import Place
 from midflight.forge.run import Progress, run_build
-from midflight.forge.shims import find_tools, make_exec_hook, make_shims
+from midflight.forge.shims import make_exec_hook, make_shims
 from midflight.forge.source import Fix, files_of, fingerprint
 from midflight.image.elf import ElfFile
 
@@ -53,6 +55,7 @@ class WholeBuild:
     command: str
     environment: Mapping[str, str]
     identity: str
+    place: Place = field(default_factory=Place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ def build_images(
             compiler made (MF105).
     """
     source = checked_source(build.source, work)
-    tools = find_tools(build.environment.get("PATH", os.defpath))
+    tools = build.place.tools(build.environment.get("PATH", os.defpath))
     content, newest = fingerprint(source)
     names = sorted(item.name for item in running)
     settings = [f"{name}={value}" for name, value in sorted(build.environment.items())]
@@ -103,8 +106,8 @@ def build_images(
     work.mkdir(parents=True, exist_ok=True)
     with locked(work.resolve() / key, progress) as base:
         (base / "whole").touch()
-        tree = BuildTree(base, build.command, tools, environment, progress)
-        return _Whole(tree, source, running).images(fix, plain)
+        tree = BuildTree(base, build.command, tools, environment, progress, build.place.enter(base))
+        return _Whole(tree, source, running, build.place).images(fix, plain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ class _Whole:
     builds: BuildTree
     source: Path
     running: Sequence[Running]
+    place: Place
 
     def images(self, fix: Fix, plain: bool) -> Images:
         base = self.builds.base
@@ -174,11 +178,11 @@ class _Whole:
         for left in base.iterdir():
             if left.name != "whole":
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-        shims = make_shims(base, self.builds.tools)
+        shims = make_shims(base, self.builds.tools, self.place.python(os.path.realpath(sys.executable)))
         try:
             self._pre_build(strangers=False)
         except NotCaptured as error:
-            if make_exec_hook(shims, self.builds.tools) is None:
+            if make_exec_hook(shims, self.builds.tools, self.builds.enter) is None:
                 raise
             self.builds.progress(
                 f"pre: {str(error).partition(';')[0]}; building again with a watch on programs run by full path"
@@ -249,6 +253,7 @@ class _Whole:
                 self.builds.environment,
                 base / "plain.log",
                 lambda s: self.builds.progress(f"plain: {s:.0f} s"),
+                self.builds.enter,
             )
             for number, item in enumerate(self.running):
                 if item in links and links[item][0].path.is_file():

@@ -49,7 +49,7 @@ def source_package(folder: Path, version: str) -> Path:
 def archive(tmp_path: Path) -> Path:
     """An archive with two versions of tiny; returns the etc/apt that is configured for it."""
     root = tmp_path / "archive"
-    pool, index = root / "pool", root / "dists" / debapt._codename() / "main" / "source"
+    pool, index = root / "pool", root / "dists" / debapt.codename() / "main" / "source"
     pool.mkdir(parents=True)
     index.mkdir(parents=True)
     stanzas = []
@@ -64,12 +64,12 @@ def archive(tmp_path: Path) -> Path:
     sources.write_text("\n".join(stanzas))
     digest = hashlib.sha256(sources.read_bytes()).hexdigest()
     (index.parent.parent / "Release").write_text(
-        f"Suite: {debapt._codename()}\nCodename: {debapt._codename()}\nComponents: main\n"
+        f"Suite: {debapt.codename()}\nCodename: {debapt.codename()}\nComponents: main\n"
         f"SHA256:\n {digest} {sources.stat().st_size} main/source/Sources\n"
     )
     etc = tmp_path / "etc"
     etc.mkdir()
-    (etc / "sources.list").write_text(f"deb [trusted=yes] file:{root} {debapt._codename()} main contrib\n")
+    (etc / "sources.list").write_text(f"deb [trusted=yes] file:{root} {debapt.codename()} main contrib\n")
     return etc
 
 

@@ -152,7 +152,7 @@ def private_apt(cache: Path, etc: Path, log: Log) -> Apt:
 def _configure(root: Path, etc: Path) -> None:
     for part in ("lists/partial", "archives/partial", "parts", "sources.d"):
         (root / part).mkdir(parents=True, exist_ok=True)
-    one_line, blocks = debian_sources(etc, _codename())
+    one_line, blocks = debian_sources(etc, codename())
     (root / "sources.list").write_text("".join(line + "\n" for line in one_line))
     (root / "sources.d" / "debian.sources").write_text("\n".join(blocks))
     # Proxies, timeouts and the like are the system's; its hooks and index targets are not ours to run.
@@ -176,7 +176,7 @@ def _configure(root: Path, etc: Path) -> None:
     conf.write_text("\n".join(configuration) + "\n")
 
 
-def debian_sources(etc: Path, codename: str) -> tuple[list[str], list[str]]:
+def debian_sources(etc: Path, release: str) -> tuple[list[str], list[str]]:
     """Debian's own archives among the configured ones, both sides: (one-line entries, deb822 stanzas).
 
     Only suites of the running release count (other archives name theirs otherwise), and only their main component.
@@ -184,8 +184,8 @@ def debian_sources(etc: Path, codename: str) -> tuple[list[str], list[str]]:
     Raises:
         SourceError: none is configured.
     """
-    suites = {codename, f"{codename}-updates", f"{codename}-security", f"{codename}/updates"}
-    suites |= {suite.replace(codename, "stable") for suite in suites}
+    suites = {release, f"{release}-updates", f"{release}-security", f"{release}/updates"}
+    suites |= {suite.replace(release, "stable") for suite in suites}
     lines: list[str] = []
     for path in (etc / "sources.list", *sorted((etc / "sources.list.d").glob("*.list"))):
         for line in path.read_text().splitlines() if path.exists() else ():
@@ -207,13 +207,18 @@ def debian_sources(etc: Path, codename: str) -> tuple[list[str], list[str]]:
             fields.pop("architectures", None)
             blocks.append("".join(f"{key.title()}:{value}\n" for key, value in fields.items()))
     if not lines and not blocks:
-        raise SourceError(f"no Debian archive for {codename} is configured in {etc}; add one to {etc}/sources.list")
+        raise SourceError(f"no Debian archive for {release} is configured in {etc}; add one to {etc}/sources.list")
     return list(dict.fromkeys(lines)), list(dict.fromkeys(blocks))
 
 
-def _codename() -> str:
-    release = Path("/etc/os-release").read_text()
-    found = re.search(r'^VERSION_CODENAME="?([\w-]+)', release, re.MULTILINE)
+def codename() -> str:
+    """The code name of the running release: bookworm.
+
+    Raises:
+        SourceError: the system does not say.
+    """
+    text = Path("/etc/os-release").read_text()
+    found = re.search(r'^VERSION_CODENAME="?([\w-]+)', text, re.MULTILINE)
     if not found:
         raise SourceError("this system does not say which Debian release it is (VERSION_CODENAME in /etc/os-release)")
     return found[1]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from midflight.errors import InputError
 from midflight.forge.packages import dependencies, fixes
-from midflight.forge.packages.apt import Apt, Log, SourceError, locked, need_tools, private_apt, run
+from midflight.forge.packages.apt import Apt, Log, SourceError, codename, locked, need_tools, private_apt, run
+from midflight.forge.packages.buildroot import make_root
 from midflight.forge.packages.changelog import cut, cves_in, read_changelog
 from midflight.forge.packages.model import FixedSource, Package, Recipe, Shipped
 from midflight.forge.packages.names import Names, installed_packages
@@ -21,6 +22,7 @@ from midflight.forge.packages.reconstruct import Source, exact_source
 from midflight.forge.packages.shipped import none_shipped, shipped_files
 from midflight.forge.packages.sources import SourcePackage, fetch_exactly
 from midflight.forge.packages.versions import compare, file_name, upstream, version_key
+from midflight.forge.place import Place
 
 
 @dataclass(slots=True)
@@ -33,6 +35,9 @@ class Debian:
     cache: Path
     log: Log
     etc: Path = Path("/etc/apt")
+    build_root: Path | None = None
+    """A private root, in which packages are built; None: they are built on this machine."""
+    notes: list[str] = field(default_factory=list, init=False)
     _apt: Apt | None = field(default=None, init=False)
 
     @property
@@ -41,6 +46,11 @@ class Debian:
         if self._apt is None:
             self._apt = private_apt(self.cache, self.etc, self.log)
         return self._apt
+
+    def _note(self, text: str) -> None:
+        """Say something now, and again when all is done."""
+        self.log(text)
+        self.notes.append(text)
 
     def resolve(self, name: str, version: str | None) -> Package:
         """See ``PackageSource``."""
@@ -57,7 +67,7 @@ class Debian:
             try:
                 fetch_exactly(self.apt, self.cache, newest.name, version, self.log)
             except SourceError as error:
-                self.log(f"{error}, although its binary packages are there; taking the next version")
+                self._note(f"{error}, although its binary packages are there; taking the next version")
                 continue
             return newest if version == newest.version else self.resolve(name, version)
         return newest
@@ -67,6 +77,7 @@ class Debian:
     def fixed_source(self, package: Package, what: str) -> FixedSource:
         """See ``PackageSource``."""
         source = exact_source(self.apt, self.cache, package.name, package.version, self.log)
+        self.notes += source.notes
         if what.startswith("="):
             return self._difference(package, source, what[1:])
         cve = re.fullmatch(r"(?i)CVE-\d{4}-\d{4,}", what)
@@ -87,7 +98,7 @@ class Debian:
             if not wanted and (entry := fixes.mentioned(newer, cve)) is not None:
                 wanted = fixes.came_with(newer, entry)
                 if wanted:
-                    self.log(f"no patch names {cve}; taking all that came with {entry.version}: {', '.join(wanted)}")
+                    self._note(f"no patch names {cve}; taking all that came with {entry.version}: {', '.join(wanted)}")
             if wanted:
                 return self._put_in(package, source, cve, newer, wanted)
         raise self._not_found(source, cve)
@@ -111,7 +122,7 @@ class Debian:
             applied = tuple((folder / "applied").read_text().splitlines())
         others = [name for name in applied if name not in wanted]
         if others:
-            self.log(f"{cve} stands on {len(others)} other patches, which go along: {', '.join(others)}")
+            self._note(f"{cve} stands on {len(others)} other patches, which go along: {', '.join(others)}")
         more = {other for name in others for other in cves_in(name)}
         label = f"{cve} ({', '.join(applied)} of {newer.version})"
         return FixedSource(tree, folder / "tree", label, tuple(sorted({cve, *more})))
@@ -200,11 +211,14 @@ class Debian:
     def missing_dependencies(self, tree: Path) -> tuple[str, ...]:
         """See ``PackageSource``."""
         need_tools(("dpkg-buildpackage", "dpkg-dev"))
-        return dependencies.plan(self.apt, tree) if dependencies.unmet(tree) else ()
+        root = self.build_root
+        if root is not None:
+            make_root(root, self.apt, codename(), self.log)
+        return dependencies.plan(self.apt, tree, root) if dependencies.unmet(tree, root) else ()
 
     def install_dependencies(self, tree: Path) -> None:
         """See ``PackageSource``."""
-        dependencies.install(self.apt, tree, self.log)
+        dependencies.install(self.apt, tree, self._note, self.build_root)
 
     def recipe(self, tree: Path, jobs: int) -> Recipe:
         """See ``PackageSource``."""
@@ -218,8 +232,10 @@ class Debian:
                 "SOURCE_DATE_EPOCH": str(entries[0].time),
                 "LC_ALL": "C.UTF-8",
                 "HOME": "/nonexistent",
+                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             },
-            dependencies.installed_closure(tree),
+            dependencies.installed_closure(tree, (self.build_root or Path("/")) / "var/lib/dpkg/status"),
+            Place(self.build_root),
         )
 
     def shipped(self, package: Package) -> tuple[Shipped, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from midflight.forge.packages.apt import Apt, Log, SourceError, last_line, run, stanzas
+from midflight.forge.packages.buildroot import options_for
 
 PROFILES = "nocheck,nodoc,noudeb"
 """Build profiles (https://wiki.debian.org/BuildProfileSpec): no tests, documents, installer packages."""
@@ -20,21 +21,22 @@ _INSTALL = re.compile(r"^Inst (\S+) (?:\[([^\]]+)\] )?\((\S+)")
 _ALWAYS = ("dpkg-dev", "gcc", "g++", "libc6-dev", "make", "binutils", "libc6", "debhelper")
 
 
-def unmet(tree: Path) -> str:
-    """What dpkg-checkbuilddeps misses, in its words; empty when nothing is missing."""
-    done = run(["dpkg-checkbuilddeps", "-B", "-P", PROFILES], cwd=tree)
+def unmet(tree: Path, root: Path | None = None) -> str:
+    """What dpkg-checkbuilddeps misses (in a private root), in its words; empty when nothing is missing."""
+    admin = [f"--admindir={root}/var/lib/dpkg"] if root is not None else []
+    done = run(["dpkg-checkbuilddeps", *admin, "-B", "-P", PROFILES], cwd=tree)
     return (
         "" if done.returncode == 0 else last_line(done.stdout).partition("dependencies: ")[2] or last_line(done.stdout)
     )
 
 
-def plan(apt: Apt, tree: Path) -> tuple[str, ...]:
-    """The packages that would be installed, as "name version".
+def plan(apt: Apt, tree: Path, root: Path | None = None) -> tuple[str, ...]:
+    """The packages that would be installed (into a private root), as "name version".
 
     Raises:
         SourceError: they cannot be installed, or only by upgrading or removing packages that this machine runs.
     """
-    done = apt.run(*_command(tree), "--simulate")
+    done = apt.run(*_command(tree, root), "--simulate")
     if done.returncode != 0:
         raise SourceError(
             f"the build dependencies of {tree.name} cannot be installed: {_problem(done.stdout)}; "
@@ -47,37 +49,39 @@ def plan(apt: Apt, tree: Path) -> tuple[str, ...]:
             (other if found[2] else new).append(f"{found[1]} {found[3]}")
         elif line.startswith("Remv "):
             other.append(f"{line.split()[1]} (removed)")
-    if other:
+    if other and root is None:
         raise SourceError(
             "the build dependencies can only be installed together with a change of what this machine runs "
-            f"({', '.join(other[:6])}{' …' if other[6:] else ''}); build on another machine of the same release, or "
-            "install them by hand"
+            f"({', '.join(other[:6])}{' …' if other[6:] else ''}); build in a private root: "
+            "--build-root DIR"
         )
     return tuple(new)
 
 
-def install(apt: Apt, tree: Path, log: Log) -> None:
-    """Install the build dependencies; they stay installed.
+def install(apt: Apt, tree: Path, log: Log, root: Path | None = None) -> None:
+    """Install the build dependencies (into a private root); they stay installed.
 
     Raises:
         SourceError: not root, or apt failed.
     """
-    packages = plan(apt, tree)
+    packages = plan(apt, tree, root)
     if os.geteuid() != 0:
         raise SourceError(
             f"{len(packages)} packages are needed for the build: {' '.join(p.split()[0] for p in packages)}; "
             "install them as root, or run this as root"
         )
-    log(f"installing {len(packages)} packages that the build needs; they stay: {', '.join(packages)}")
+    where = f"into {root}" if root is not None else "on this machine, where they stay"
+    log(f"installing {len(packages)} packages that the build needs {where}: {', '.join(packages)}")
     environment = {**apt.environment, "DEBIAN_FRONTEND": "noninteractive"}
     options = ["-y", "-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=300"]
-    done = run([*_command(tree), *options], env=environment)
+    done = run([*_command(tree, root), *options], env=environment)
     if done.returncode != 0:
         raise SourceError(f"the build dependencies could not be installed: {_problem(done.stdout)}")
 
 
-def _command(tree: Path) -> list[str]:
-    return ["apt-get", "build-dep", "-qq", "--no-install-recommends", "--arch-only", "-P", PROFILES, f"{tree}/"]
+def _command(tree: Path, root: Path | None) -> list[str]:
+    place = options_for(root) if root is not None else []
+    return ["apt-get", "build-dep", "-qq", *place, "--no-install-recommends", "--arch-only", "-P", PROFILES, f"{tree}/"]
 
 
 def _problem(output: str) -> str:

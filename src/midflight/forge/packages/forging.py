@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from midflight.errors import InputError, Refused
-from midflight.forge.forge import ForgeRequest, ForgeResult, Progress
+from midflight.forge.forge import ForgeRequest, ForgeResult, Progress, RefusedWithFindings
 from midflight.forge.packages.model import FixedSource, Package, PackageSource, Shipped
 from midflight.forge.several import forge_images, nothing_to_patch
 from midflight.forge.source import read_fix
@@ -47,6 +47,7 @@ class Prepared:
     images: Images
     request: ForgeRequest
     """The author's request, with what the package tells filled in."""
+    notes: tuple[str, ...] = ()
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -58,6 +59,7 @@ class Prepared:
             "fix": self.source.label,
             "unchanged": [item.name for item in self.images.same],
             "not_built": [item.name for item in self.images.unknown],
+            "notes": list(self.notes),
         }
 
 
@@ -76,7 +78,10 @@ def forge_package(
         Refused: the fix cannot be hotpatched safely, changes no code (MF160), or runs already (MF163).
     """
     ready = prepare(source, wanted, request, progress)
-    result = forge_images(ready.request, ready.images, progress)
+    try:
+        result = forge_images(ready.request, ready.images, progress)
+    except RefusedWithFindings as refused:
+        raise RefusedWithFindings(refused.findings, {**refused.report, **ready.facts}) from None
     return replace(result, report={**result.report, **ready.facts})
 
 
@@ -93,7 +98,7 @@ def prepare(source: PackageSource, wanted: PackageRequest, request: ForgeRequest
     if source.missing_dependencies(fixed.tree):
         source.install_dependencies(fixed.tree)
     recipe = source.recipe(fixed.tree, request.jobs or min(os.cpu_count() or 1, 16))
-    build = WholeBuild(fixed.tree, recipe.command, recipe.environment, recipe.identity)
+    build = WholeBuild(fixed.tree, recipe.command, recipe.environment, recipe.identity, recipe.place)
     progress(f"package: {package}, {fixed.label}")
     images = build_images(build, fix, running, wanted.running == PLAIN, request.work, progress)
     images = _narrowed(images, wanted.images)
@@ -109,7 +114,7 @@ def prepare(source: PackageSource, wanted: PackageRequest, request: ForgeRequest
         description=request.description or _description(package, fixed),
         cves=request.cves or fixed.cves,
     )
-    return Prepared(package, fixed, images, complete)
+    return Prepared(package, fixed, images, complete, tuple(source.notes))
 
 
 def _description(package: Package, fixed: FixedSource) -> str:

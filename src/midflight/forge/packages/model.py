@@ -6,10 +6,12 @@ source, the fix, the build, the files that were shipped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+from midflight.forge.place import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,16 @@ class Recipe:
     """Variables that the package's own build would set."""
     identity: str
     """Text that changes when the build would come out differently: compilers, libraries and headers by version."""
+    place: Place = field(default_factory=Place)
+    """Where it is built."""
 
 
 class PackageSource(Protocol):
     """One package format. Every method may raise InputError or ForgeError with one line that says what to do."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know about how it was done: what was reconstructed, installed, taken along."""
 
     def resolve(self, name: str, version: str | None) -> Package:
         """The package that a name (and version) stands for: a source or binary package, virtual or renamed ones too.
@@ -103,7 +111,7 @@ class PackageSource(Protocol):
         """
 
     def missing_dependencies(self, tree: Path) -> tuple[str, ...]:
-        """What has to be installed before the tree can be built, as "name version"."""
+        """What has to be installed before the tree can be built, as "name version"; a private root is made now."""
 
     def install_dependencies(self, tree: Path) -> None:
         """Install it; needs root."""

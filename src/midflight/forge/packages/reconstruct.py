@@ -35,6 +35,7 @@ class Source:
     """What it is made from; of the same version unless it is reconstructed."""
     patches: tuple[str, ...]
     """The patches of the base's series that this version has, in order."""
+    notes: tuple[str, ...] = ()
 
     @property
     def reconstructed(self) -> bool:
@@ -85,8 +86,9 @@ def _without_newer(base: SourcePackage, version: str, log: Log) -> Source:
     order = series(base.patches)
     gone = came_since(base.patches, order, newer, older)
     shown = ", ".join(name for name in order if name in gone) or "no patch"
-    log(f"{base.name} {version} is no more on the mirror: made from {base.version} without {shown}")
-    return Source(version, base, tuple(name for name in order if name not in gone))
+    note = f"the source of {base.name} {version} is no more on the mirror: made from {base.version} without {shown}"
+    log(note)
+    return Source(version, base, tuple(name for name in order if name not in gone), (note,))
 
 
 def came_since(folder: Path, order: Sequence[str], newer: Sequence[Entry], older: Sequence[Entry]) -> frozenset[str]:
