@@ -224,7 +224,10 @@ def _forge(args: argparse.Namespace, work: Path, overrides: Mapping[tuple[str, s
     from midflight.forge.packages.forging import forge_package
 
     return forge_package(
-        package_source(args, work, out), package_request(args), request_of(args, work / "builds", overrides), out.progress
+        package_source(args, work, out),
+        package_request(args, work),
+        request_of(args, work / "builds", overrides),
+        out.progress,
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midflight.errors import ForgeError, ImageError, Refused
-from midflight.forge.linkrecord import Input, digest
+from midflight.forge.linkrecord import Input, archive_members, digest
 from midflight.forge.model import Build, CompiledObject
 from midflight.forge.refusals import REFUSALS
 from midflight.image.elf import ElfFile
@@ -293,12 +293,19 @@ def _is_lto(path: Path) -> bool:
 
 
 def _is_compiled(path: Path) -> bool:
-    """Whether an object is of a compiler (which leaves its name in .comment) rather than of an assembler."""
+    """Whether an object, or a member of an archive, is of a compiler (which leaves its name in .comment) rather than
+    of an assembler."""
+    archive, parenthesis, member = str(path).removesuffix(")").rpartition("(")
     try:
-        with ElfFile.open(path) as elf:
-            return bool(elf.comments)
+        if not parenthesis:
+            with ElfFile.open(path) as elf:
+                return bool(elf.comments)
+        for name, data in archive_members(archive):
+            if member in (name, os.path.basename(name)) and ElfFile(data, name).comments:
+                return True
+        return False
     except (ImageError, OSError):
-        return str(path).endswith(")")  # a member of an archive
+        return bool(parenthesis)
 
 
 _DEPENDENCY = re.compile(r"(?:\\.|[^\s\\])+")

@@ -26,6 +26,9 @@ from midflight.forge.packages.versions import version_key
 _INDEX_AGE = 86400.0
 """Seconds after which the indexes are read again."""
 
+ADMIN = Path("/var/lib/dpkg")
+"""dpkg's database."""
+
 Log = Callable[[str], None]
 Stanza = Mapping[str, str]
 """The fields of one deb822 stanza, names as the archive writes them; the first line of a field is stripped."""
@@ -117,13 +120,14 @@ def stanzas(text: str) -> Iterator[Stanza]:
             yield fields
 
 
-def private_apt(cache: Path, etc: Path, log: Log) -> Apt:
+def private_apt(cache: Path, etc: Path, log: Log, admin: Path = ADMIN) -> Apt:
     """Set up apt below ``cache`` and read the indexes, unless they were read within a day.
 
     Args:
         cache: everything is kept below its folder "apt".
         etc: the system's configuration, which says where Debian's archives are (/etc/apt).
         log: gets one line for each step that takes time.
+        admin: dpkg's database, which says what is installed.
 
     Raises:
         SourceError: no archive is configured, or none answers; apt is not installed.
@@ -137,7 +141,7 @@ def private_apt(cache: Path, etc: Path, log: Log) -> Apt:
         note = root / "updated-2"
         if note.exists() and max(changed, time.time() - _INDEX_AGE) < note.stat().st_mtime:
             return apt
-        _configure(root, etc)
+        _configure(root, etc, admin)
         log("reading the indexes of the configured Debian archives")
         updated = apt.run("apt-get", "update", "-qq")
         if not any((root / "lists").glob("*_Sources*")):
@@ -149,7 +153,7 @@ def private_apt(cache: Path, etc: Path, log: Log) -> Apt:
     return apt
 
 
-def _configure(root: Path, etc: Path) -> None:
+def _configure(root: Path, etc: Path, admin: Path) -> None:
     for part in ("lists/partial", "archives/partial", "parts", "sources.d"):
         (root / part).mkdir(parents=True, exist_ok=True)
     one_line, blocks = debian_sources(etc, codename())
@@ -163,7 +167,7 @@ def _configure(root: Path, etc: Path) -> None:
         'Acquire::Languages "none";',
         f'Dir::State "{root}";',
         f'Dir::State::lists "{root}/lists";',
-        'Dir::State::status "/var/lib/dpkg/status";',
+        f'Dir::State::status "{admin}/status";',
         f'Dir::Cache "{root}";',
         f'Dir::Etc::sourcelist "{root}/sources.list";',
         f'Dir::Etc::sourceparts "{root}/sources.d";',

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from midflight.errors import InputError
 from midflight.forge.packages import dependencies, fixes
-from midflight.forge.packages.apt import Apt, Log, SourceError, codename, locked, need_tools, private_apt, run
+from midflight.forge.packages.apt import ADMIN, Apt, Log, SourceError, codename, locked, need_tools, private_apt, run
 from midflight.forge.packages.buildroot import make_root
 from midflight.forge.packages.changelog import cut, cves_in, read_changelog
 from midflight.forge.packages.model import FixedSource, Package, Recipe, Shipped
@@ -35,6 +35,8 @@ class Debian:
     cache: Path
     log: Log
     etc: Path = Path("/etc/apt")
+    admin: Path = ADMIN
+    """dpkg's database."""
     build_root: Path | None = None
     """A private root, in which packages are built; None: they are built on this machine."""
     notes: list[str] = field(default_factory=list, init=False)
@@ -44,7 +46,7 @@ class Debian:
     def apt(self) -> Apt:
         """The private apt, set up at first use."""
         if self._apt is None:
-            self._apt = private_apt(self.cache, self.etc, self.log)
+            self._apt = private_apt(self.cache, self.etc, self.log, self.admin)
         return self._apt
 
     def _note(self, text: str) -> None:
@@ -55,7 +57,7 @@ class Debian:
     def resolve(self, name: str, version: str | None) -> Package:
         """See ``PackageSource``."""
         architecture = run(["dpkg", "--print-architecture"]).stdout.strip()
-        package = Names(self.apt, installed_packages(), architecture).resolve(name, version)
+        package = Names(self.apt, installed_packages(self.admin), architecture).resolve(name, version)
         if version is None and not package.installed:
             package = self._with_source(name, package)
         return package
@@ -234,13 +236,15 @@ class Debian:
                 "HOME": "/nonexistent",
                 "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             },
-            dependencies.installed_closure(tree, (self.build_root or Path("/")) / "var/lib/dpkg/status"),
+            dependencies.installed_closure(
+                tree, (self.build_root / "var/lib/dpkg" if self.build_root else self.admin) / "status"
+            ),
             Place(self.build_root),
         )
 
     def shipped(self, package: Package) -> tuple[Shipped, ...]:
         """See ``PackageSource``."""
-        files = shipped_files(package, self.apt, self.cache, self.log)
+        files = shipped_files(package, self.apt, self.cache, self.log, self.admin)
         if not files:
             raise none_shipped(package)
         return files

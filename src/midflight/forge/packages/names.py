@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from midflight.errors import InputError
-from midflight.forge.packages.apt import Apt, Stanza, run
+from midflight.forge.packages.apt import ADMIN, Apt, Stanza, run
 from midflight.forge.packages.model import BinaryPackage, Package
 from midflight.forge.packages.versions import version_key, without_binary_only
 
@@ -32,11 +33,10 @@ class Installed:
     source_version: str
 
 
-def installed_packages(admindir: str | None = None) -> tuple[Installed, ...]:
+def installed_packages(admin: Path = ADMIN) -> tuple[Installed, ...]:
     """Everything that dpkg has installed."""
-    folder = [f"--admindir={admindir}"] if admindir else []
     found = []
-    for line in run(["dpkg-query", *folder, "-W", "-f", _FORMAT]).stdout.splitlines():
+    for line in run(["dpkg-query", f"--admindir={admin}", "-W", "-f", _FORMAT]).stdout.splitlines():
         fields = line.split("\t")
         if len(fields) == 6 and fields[2] == "installed":
             found.append(Installed(fields[0], fields[1], fields[3], fields[4], fields[5]))
@@ -60,7 +60,7 @@ class Names:
         """
         name = self._plain_name(name)
         source = self._source_of(name)
-        known = self._binaries_of(source)
+        known = self._binaries_of(source, name)
         if version is None:
             chosen = self._usual_version(name, source, known)
         else:
@@ -128,9 +128,9 @@ class Names:
 
     # --- the version -------------------------------------------------------------------------------------------------
 
-    def _binaries_of(self, source: str) -> list[tuple[BinaryPackage, str]]:
+    def _binaries_of(self, source: str, name: str) -> list[tuple[BinaryPackage, str]]:
         """All binary packages of a source that hold code for this machine, with the source version of each."""
-        names = {p.name for p in self.installed if p.source == source}
+        names = {name, *(p.name for p in self.installed if p.source == source)}
         for stanza in self.apt.sources(source):
             names |= {word.strip() for word in stanza.get("Binary", "").replace("\n", " ").split(",")} - {""}
         found: dict[tuple[str, str], tuple[BinaryPackage, str]] = {}

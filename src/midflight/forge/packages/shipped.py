@@ -11,26 +11,24 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from midflight.forge.packages.apt import Apt, Log, SourceError, last_line, locked, run
+from midflight.forge.packages.apt import ADMIN, Apt, Log, SourceError, last_line, locked, run
 from midflight.forge.packages.model import BinaryPackage, Package, Shipped
 from midflight.forge.packages.versions import file_name
 
-INFO = Path("/var/lib/dpkg/info")
 
-
-def shipped_files(package: Package, apt: Apt, cache: Path, log: Log, info: Path = INFO) -> tuple[Shipped, ...]:
+def shipped_files(package: Package, apt: Apt, cache: Path, log: Log, admin: Path = ADMIN) -> tuple[Shipped, ...]:
     """Every program and library of the binary packages, each content once.
 
     Args:
         cache: archives are unpacked below it, and kept.
-        info: dpkg's control files of installed packages.
+        admin: dpkg's database.
 
     Raises:
         SourceError: a package is not installed untouched, and the archive does not have that version.
     """
     found: dict[str, Shipped] = {}
     for binary in package.binaries:
-        files = _installed(binary, info) if binary.installed else None
+        files = _installed(binary, admin / "info") if binary.installed else None
         if files is None:
             if binary.installed:
                 log(f"{binary}: the installed files are not those of the package; taking it from the archive")
