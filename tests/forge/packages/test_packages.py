@@ -54,10 +54,10 @@ def add_version(archive: Archive, version: str) -> None:
     archive.add_source("shop", version, {"shop.c": CODE}, debian)
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    """Two of three versions; the last one's source is in the index and not in the pool; a rebuilt binary."""
-    made = Archive(tmp_path)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    """The sources of two of three versions; the binaries of all, and some others."""
+    made = Archive(tmp_path_factory.mktemp("made"))
     for version in VERSIONS[1:]:
         add_version(made, version)
     for version in VERSIONS:
@@ -67,8 +67,16 @@ def archive(tmp_path: Path) -> Archive:
     made.add_binary("shop", "2:1.0-1+deb12u1+b3", {"usr/bin/shop": ELF.read_bytes()}, Source="shop (2:1.0-1+deb12u1)")
     made.add_binary("oldshop", "9", {}, Depends="libshop1", Description="transitional package")
     made.add_binary("shopdata", "1", {"usr/share/x": b"x"})
-    made.publish()
     return made
+
+
+@pytest.fixture
+def archive(made: Archive, tmp_path: Path) -> Archive:
+    """A copy of it to be changed."""
+    copy = Archive(tmp_path, made.sources, made.binaries)
+    shutil.copytree(made.pool, copy.pool, ignore=shutil.ignore_patterns("root-*", "shop-*"))
+    copy.publish()
+    return copy
 
 
 def debian(archive: Archive, installed: str = "", said: list[str] | None = None) -> Debian:
