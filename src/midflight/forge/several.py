@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,8 +45,9 @@ def forge_images(request: ForgeRequest, images: Images, progress: Progress = lam
     for code, symbol in sorted(frozenset.intersection(*spare) if spare else ()):
         findings.append(finding("MF162", "", symbol, what=f"{code} for {symbol}"))
     if findings:
-        reports = [*(one.report for one in refused), *(one.report for one in made)]
-        raise RefusedWithFindings(tuple(dict.fromkeys(findings)), _merged(reports))
+        results: list[RefusedWithFindings | ForgeResult] = [*refused, *made]
+        evidence = results[0].evidence
+        raise RefusedWithFindings(tuple(dict.fromkeys(findings)), _merged([one.report for one in results]), evidence)
     if not made:
         raise nothing_to_patch(images)
     first = made[0].manifest
@@ -53,7 +55,10 @@ def forge_images(request: ForgeRequest, images: Images, progress: Progress = lam
     targets = {target.build_id: target for one in made for target in one.manifest.targets}
     manifest = replace(first, compiler="; ".join(compilers), targets=tuple(targets.values()))
     payloads = {name: content for one in made for name, content in one.payloads.items()}
-    return ForgeResult(manifest, payloads, _merged([one.report for one in made]))
+    if manifest.review is not None:
+        digests = [one.manifest.review.digest for one in made if one.manifest.review is not None]
+        manifest = replace(manifest, review=replace(manifest.review, digest=_together(digests)))
+    return ForgeResult(manifest, payloads, _merged([one.report for one in made]), made[0].evidence)
 
 
 def nothing_to_patch(images: Images) -> Refused:
@@ -98,6 +103,11 @@ def _forge_pair(
         return forge_pair(replace(request, overrides=kept), pair, progress), spare
     except RefusedWithFindings as refused:
         return refused, spare
+
+
+def _together(digests: Sequence[str]) -> str:
+    """One digest for what a reviewer signs off in several images; that of the image where there is one."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _merged(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

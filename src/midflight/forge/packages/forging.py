@@ -81,7 +81,8 @@ def forge_package(
     try:
         result = forge_images(ready.request, ready.images, progress)
     except RefusedWithFindings as refused:
-        raise RefusedWithFindings(refused.findings, {**refused.report, **ready.facts}) from None
+        report = {**refused.report, **ready.facts}
+        raise RefusedWithFindings(refused.findings, report, refused.evidence) from None
     return replace(result, report={**result.report, **ready.facts})
 
 
