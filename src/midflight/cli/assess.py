@@ -66,21 +66,21 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Carry out the command; returns the exit status."""
     overrides = build.parse_overrides(args.override)
     build.check_reviewer(args.reviewer)
+    build.check_inputs(args)
     if args.html is not None and not args.html.absolute().parent.is_dir():
         raise InputError(f"the folder of {args.html} does not exist; make it first")
     args.name, args.sequence, args.description, args.cve = "", 1, "", []
 
     from midflight.forge.assessment import assess, refused, unknown
-    from midflight.forge.forge import RefusedWithFindings, forge
+    from midflight.forge.forge import RefusedWithFindings
     from midflight.forge.run import NotBuilt, no_builds
 
     evidence: tuple[Evidence, ...] = ()
     with build.work_folder(args) as work:
-        request = build.request_of(args, work, overrides)
-        first = _first_answer(request.source, request.fix, out)
+        first = _first_answer(args.source, Path(args.fix), out) if args.debian is None else None
         try:
             with no_builds() if args.no_build else nullcontext():
-                made = forge(request, out.progress)
+                made = build.forge_as_asked(args, work, overrides, out)
             evidence, result = made.evidence, assess(made.report, first)
         except RefusedWithFindings as error:
             evidence, result = error.evidence, assess(error.report, first)

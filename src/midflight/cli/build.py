@@ -149,7 +149,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Carry out the command; returns the exit status."""
     overrides = parse_overrides(args.override)
     check_reviewer(args.reviewer)
-    _check_inputs(args)
+    check_inputs(args)
     if args.debian is None:
         args.name = args.name or Path(args.image[0]).name
     args.cve = list(dict.fromkeys(args.cve))
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
     with work_folder(args) as work:
         try:
-            made = _forge(args, work, overrides, out)
+            made = forge_as_asked(args, work, overrides, out)
         except RefusedWithFindings as refused:
             out.progress_done()
             out.result({"written": None, "report": dict(refused.report)})
@@ -187,7 +187,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _check_inputs(args: argparse.Namespace) -> None:
+def check_inputs(args: argparse.Namespace) -> None:
     """Raises:
     InputError: the options of --source and --debian are mixed up, or one is missing.
     """
@@ -215,7 +215,10 @@ def _signer(args: argparse.Namespace, out: Output) -> PrivateKey:
     return key
 
 
-def _forge(args: argparse.Namespace, work: Path, overrides: Mapping[tuple[str, str], str], out: Output) -> ForgeResult:
+def forge_as_asked(
+    args: argparse.Namespace, work: Path, overrides: Mapping[tuple[str, str], str], out: Output
+) -> ForgeResult:
+    """Make the contents of the hotpatch that the options ask for: of a tree, or of a package."""
     if args.debian is None:
         from midflight.forge.forge import forge
 

@@ -46,8 +46,8 @@ def forge_images(request: ForgeRequest, images: Images, progress: Progress = lam
         findings.append(finding("MF162", "", symbol, what=f"{code} for {symbol}"))
     if findings:
         results: list[RefusedWithFindings | ForgeResult] = [*refused, *made]
-        evidence = results[0].evidence
-        raise RefusedWithFindings(tuple(dict.fromkeys(findings)), _merged([one.report for one in results]), evidence)
+        shown = [item for one in results for item in one.evidence]
+        raise RefusedWithFindings(tuple(dict.fromkeys(findings)), _merged([one.report for one in results]), shown)
     if not made:
         raise nothing_to_patch(images)
     first = made[0].manifest
@@ -58,7 +58,8 @@ def forge_images(request: ForgeRequest, images: Images, progress: Progress = lam
     if manifest.review is not None:
         digests = [one.manifest.review.digest for one in made if one.manifest.review is not None]
         manifest = replace(manifest, review=replace(manifest.review, digest=_together(digests)))
-    return ForgeResult(manifest, payloads, _merged([one.report for one in made]), made[0].evidence)
+    evidence = tuple(item for one in made for item in one.evidence)
+    return ForgeResult(manifest, payloads, _merged([one.report for one in made]), evidence)
 
 
 def nothing_to_patch(images: Images) -> Refused:
