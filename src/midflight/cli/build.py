@@ -347,8 +347,6 @@ def _show_findings(refused: RefusedWithFindings, out: Output) -> None:
 
 
 def _show(made: ForgeResult, out: Output) -> None:
-    from midflight.forge.matchreport import summary
-
     report: Mapping[str, Any] = made.report
     manifest = made.manifest
     title = ", ".join(manifest.cves) or manifest.description
@@ -360,6 +358,8 @@ def _show(made: ForgeResult, out: Output) -> None:
 
 
 def _show_image(report: Mapping[str, Any], out: Output) -> None:
+    from midflight.forge.matchreport import summary
+
     out.line(f"baseline  {report['image']}  build-id {report['build_id']}")
     rows = [
         (item["name"], item["file"], f"{item['size_before']}", f"{item['size_after']}", item["matched_by"] or "-")
