@@ -154,6 +154,8 @@ def _show_finding(item: Mapping[str, Any], style: str, out: Output) -> None:
 
 
 def _show_image(image: Mapping[str, Any], out: Output) -> None:
+    from midflight.forge.matchreport import summary
+
     out.line(Styled(image["image"], "bold"), f"  build-id {image['build_id']}")
     rows = [
         (item["name"], item["file"], f"{item['size_before']}", f"{item['size_after']}", item["matched_by"] or "-")
@@ -161,11 +163,9 @@ def _show_image(image: Mapping[str, Any], out: Output) -> None:
     ]
     if rows:
         out.table(["FUNCTION", "FILE", "BYTES", "NEW", "FOUND BY"], rows)
-    match = image["match"]
-    out.line(
-        f"matched {match['functions']} of {match['wanted']} functions; payload {image['payload']['size']:,} bytes; "
-        f"what would be signed off: {image['review']['digest'][:16]}…"
-    )
+    for line in textwrap.wrap(f"matched   {summary(image['match'])}", out.width, subsequent_indent=" " * 10):
+        out.line(line)
+    out.line(f"payload   {image['payload']['size']:,} bytes; sign-off of {image['review']['digest'][:16]}…")
 
 
 def _wrapped(text: str, indent: str, out: Output) -> None:

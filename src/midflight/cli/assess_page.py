@@ -15,6 +15,7 @@ from midflight import __version__
 from midflight.cli.output import clean
 from midflight.forge.assessment import KINDS, Assessment, grouped
 from midflight.forge.listing import Line, Listing, Pair, SourceText, lines_of, side_by_side
+from midflight.forge.matchreport import summary
 from midflight.forge.model import ObjectDiff
 from midflight.forge.refusals import REFUSALS
 from midflight.forge.reviewing import Evidence
@@ -138,14 +139,15 @@ def _image(image: Mapping[str, Any], evidence: Evidence | None) -> str:
         ("Build-id", _code(image["build_id"])),
         ("Objects", f"{image['objects']['changed']} of {image['objects']['linked']} changed"),
         ("Sources", ", ".join(_code(name) for name in image["objects"]["files"]) or "none"),
-        ("Match", f"{match['functions']} of {match['wanted']} functions that are needed are proven to run"),
+        ("Match", _text(summary(match))),
         ("Payload", f"{payload['size']:,} bytes, {payload['relocations']} relocations"),
         ("New", ", ".join(_code(name) for name in image["new"]) or "nothing"),
         ("Imports", ", ".join(_code(name) for name in image["imports"]) or "none"),
         ("Digest", f"<code>{_text(image['review']['digest'])}</code>"),
     ]
     rows = "\n".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
-    parts = [f"<section>\n<h2>{_text(image['image'])}</h2>\n<dl>\n{rows}\n</dl>", _functions(image), "</section>"]
+    head = f"<section>\n<h2>{_text(image['image'])}</h2>\n<dl>\n{rows}\n</dl>"
+    parts = [head, _functions(image), _addresses(match), "</section>"]
     if evidence is not None:
         parts += _listings(image, evidence)
     return "\n".join(parts)
@@ -174,6 +176,23 @@ def _functions(image: Mapping[str, Any]) -> str:
     head = "".join(f'<th class="number">{name}</th>' if name in right else f"<th>{name}</th>" for name in heads)
     body = "\n".join(rows)
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def _addresses(match: Mapping[str, Any]) -> str:
+    """How each address that the new code uses was found."""
+    if not match["addresses"]:
+        return ""
+    rows = "\n".join(
+        f"<tr><td>{_code(item['name'])}</td><td>{_text(item.get('file', ''))}</td><td>{_code(hex(item['vaddr']))}</td>"
+        f'<td class="number">{item["witnesses"]}</td><td>{_text(item["how"])}</td></tr>'
+        for item in match["addresses"]
+    )
+    head = '<th>Name</th><th>File</th><th>Address</th><th class="number">Witnesses</th><th>Found by</th>'
+    count = len(match["addresses"])
+    return (
+        f'<details class="more"><summary>How {count} addresses were found</summary>\n<div class="wide"><table>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>\n</details>"
+    )
 
 
 def _listings(image: Mapping[str, Any], evidence: Evidence) -> Iterator[str]:
