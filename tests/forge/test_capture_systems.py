@@ -219,6 +219,7 @@ def test_compile_and_link_in_one_step(tmp_path: Path, compiler: str, line: str) 
         "gcc -S helper.c && gcc -c helper.s main.c && gcc -o prog helper.o main.o",
         "gcc -c main.c helper.c && ld -r -o all.o main.o helper.o && gcc -o prog all.o",
         "gcc -c main.c helper.c && gcc -r -nostdlib -o all.o main.o helper.o && rm main.o && gcc -o prog all.o",
+        "gcc -c *.c; gcc -r -o all.o main.o helper.o; objcopy -R .comment all.o copy.o; gcc -o prog copy.o",
         "gcc -c main.c helper.c && gcc -fuse-ld=lld -o prog main.o helper.o",
         "gcc -c main.c helper.c && ar rcs lib.a helper.o && gcc -fuse-ld=lld -o prog main.o lib.a",
         "gcc -c main.c helper.c && ar rcs lib.a helper.o && gcc -Wl,-Map=my.map -o prog main.o lib.a",

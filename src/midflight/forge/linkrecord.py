@@ -52,7 +52,7 @@ def link_inputs(cwd: str, arguments: list[str], output: str, map_file: str) -> l
     result: dict[Input, None] = {}
     for name in files:
         path = os.path.normpath(os.path.join(cwd, name))
-        if os.path.isfile(path) and _starts_as_object(path):
+        if os.path.isfile(path) and starts_as_object(path):
             result.setdefault((path, "", digest(path)))
     wanted: dict[str, set[str]] = {}
     for archive, member in members:
@@ -66,7 +66,8 @@ def link_inputs(cwd: str, arguments: list[str], output: str, map_file: str) -> l
     return list(result)
 
 
-def _starts_as_object(path: str) -> bool:
+def starts_as_object(path: str) -> bool:
+    """Whether a file is a relocatable object."""
     with open(path, "rb") as file:
         return is_object(file.read(18))
 

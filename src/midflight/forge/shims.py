@@ -1,4 +1,4 @@
-"""The folder of shims: programs named as each compiler driver, linker and make on the PATH, which run the wrapper."""
+"""The folder of shims: programs named as the compiler drivers, linkers, objcopy and make on the PATH: the wrapper."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from midflight.forge import wrapper
 
 _DRIVER = re.compile(r"^(?:[\w.]+-)*(?:cc|c\+\+|c89|c99|gcc|g\+\+|clang|clang\+\+|icx|icpx)(?:-\d+(?:\.\d+)*)?$")
 _LINKER = re.compile(r"^(?:[\w.]+-)*ld(?:\.bfd|\.gold|\.lld|\.mold)?(?:-\d+)?$")
+_COPIER = re.compile(r"^(?:[\w.]+-)*objcopy(?:-\d+)?$")
 _MAKE = frozenset({"make", "gmake", "ninja", "samu", "ninja-build"})
 _CACHES = frozenset({"ccache", "distcc", "icecc", "sccache", "colorgcc"})
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A program that gets a shim. ``kind``: gcc, clang, ld, make."""
+    """A program that gets a shim. ``kind``: gcc, clang, ld, objcopy, make."""
 
     name: str
     path: str
@@ -33,7 +34,7 @@ class Tool:
 
 
 def find_tools(path: str, root: Path | None = None) -> tuple[Tool, ...]:
-    """Every compiler driver, linker and make on a PATH; the first of a name counts, compiler caches are passed over.
+    """Every compiler driver, linker, objcopy and make on a PATH: the first of a name, but no compiler cache.
 
     With ``root``, they are looked for below that folder, and paths are as seen from within.
     """
@@ -47,7 +48,7 @@ def find_tools(path: str, root: Path | None = None) -> tuple[Tool, ...]:
         except OSError:
             continue
         for name in names:
-            kind = "make" if name in _MAKE else "ld" if _LINKER.match(name) else "cc" if _DRIVER.match(name) else ""
+            kind = _kind(name)
             full = os.path.join(folder, name)
             if not kind or name in tools:
                 continue
@@ -91,6 +92,13 @@ def _realpath(path: str, root: Path | None) -> str:
             else:
                 done.append(part)
     return "/" + "/".join(done)
+
+
+def _kind(name: str) -> str:
+    if name in _MAKE:
+        return "make"
+    kinds = (("ld", _LINKER), ("objcopy", _COPIER), ("cc", _DRIVER))
+    return next((kind for kind, pattern in kinds if pattern.match(name)), "")
 
 
 def _compiler_kind(path: str) -> str:

@@ -106,7 +106,7 @@ class Recorder:
 
 
 def main(base: str, kind: str, real: str, name: str) -> None:
-    """Entry of a shim: ``base`` is the folder of the capture, ``kind`` gcc, clang, ld or make, ``real`` the tool."""
+    """Entry of a shim: ``base`` is the folder of the capture, ``kind`` that of the tool, ``real`` its path."""
     recorder = Recorder(base, kind, real, name)
     arguments = sys.argv[1:]
     if not os.path.isdir(recorder.phase):
@@ -121,6 +121,9 @@ def main(base: str, kind: str, real: str, name: str) -> None:
     expanded = expand(arguments)
     if kind == "ld":
         _link_directly(recorder, arguments, expanded)
+        return
+    if kind == "objcopy":
+        _copy_object(recorder, arguments)
         return
     command = Command(expanded)
     if command.mode == "none" or is_trial(recorder.cwd, command):
@@ -394,6 +397,33 @@ def _record_link(recorder: Recorder, arguments: list[str], output: str, map_file
         arguments=tuple(arguments),
         inputs=inputs,
     )
+
+
+def _copy_object(recorder: Recorder, arguments: list[str]) -> None:
+    """An object under another name, as glibc's own link has it: recorded as a link of that one object."""
+    if TYPE_CHECKING:
+        from midflight.forge.linkrecord import digest, starts_as_object
+    else:
+        from linkrecord import digest, starts_as_object
+
+    names = [argument for argument in arguments if not argument.startswith(("-", "@"))]
+    source, target = names[-2:] if len(names) > 1 else ("", "")
+    if source == target or not os.path.isfile(source) or not starts_as_object(source):
+        recorder.become(arguments)
+    recorder.run(arguments)
+    if not os.path.isfile(target) or not starts_as_object(target):
+        return
+    before, after = digest(source), digest(target)
+    if before != after:  # otherwise the target is known by its content
+        recorder.write(
+            what="link",
+            path=os.path.realpath(target),
+            sha256=after,
+            relocatable=True,
+            saved="",
+            arguments=tuple(arguments),
+            inputs=[(recorder.absolute(source), "", before)],
+        )
 
 
 def settle(tree: str, built: str, touched: set[str]) -> None:
