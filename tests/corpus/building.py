@@ -24,6 +24,7 @@ from tests.corpus.model import Case, HostProgram, Patched, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "corpus"
+SOURCES = ROOT / ".cache" / "sources"
 HOSTS = Path(__file__).parent / "hosts"
 
 CODE = (".c", ".h", ".cc", ".cpp", ".hpp")
@@ -37,13 +38,11 @@ class BuildError(Exception):
 class Prepared:
     """A case on disk."""
 
-    source: Path
-    """The vulnerable source, never built."""
-    fix: Path
-    """The code part of the fix, for -p1."""
+    words: tuple[str | Path, ...]
+    """For midflight build: the source, the fix, the build command, and the image that runs."""
     subject: Subject
-    """The plain build of that source: the production system."""
-    instead: str
+    """The production system: the plain build of the source, or what Debian shipped."""
+    instead: str = ""
     """The version that was taken because the one asked for has left the mirror; otherwise empty."""
 
 
@@ -58,8 +57,8 @@ def prepare(case: Case, cache: Path = CACHE) -> Prepared:
     own = cache / case.package.name / case.cve
     base = own.parent / "shared" if len(holes) > 1 and holes == case.package.holes else own
     source, tree = base / "source", base / "production"
-    package = fetch(case.package.name, ROOT / ".cache" / "sources", version=case.package.version, log=_say)
-    with _made_once(base / "ready", repr((case.package, holes, package.version))) as needed:
+    package = fetch(case.package.name, SOURCES, version=case.package.version, log=say)
+    with made_once(base / "ready", repr((case.package, holes, package.version))) as needed:
         if needed:
             for path in (source, tree):
                 shutil.rmtree(path, ignore_errors=True)
@@ -67,22 +66,24 @@ def prepare(case: Case, cache: Path = CACHE) -> Prepared:
             shutil.copytree(source, tree, symlinks=True)
             build(case, tree)
     state = (base / "ready").read_text()
-    with _made_once(own / "fix.ready", state + repr(case.patches)) as needed:
+    with made_once(own / "fix.ready", state + repr(case.patches)) as needed:
         if needed:
             _write_fix(case, package, source, holes, own / "fix.patch")
     program = None
     if isinstance(case.expected, Patched) and case.expected.host is not None:
         host, program = case.expected.host, own / "host"
         texts = [path.read_text() for path in (HOSTS / "host.h", HOSTS / host.source)]
-        with _made_once(own / "host.ready", repr((host, texts, state))) as needed:
+        with made_once(own / "host.ready", repr((host, texts, state))) as needed:
             if needed:
-                _build_host(host, tree, program)
+                build_host(host, tree, program)
     instead = package.version if package.requested is not None else ""
-    return Prepared(source, own / "fix.patch", Subject(tree / case.package.image, program), instead)
+    image = tree / case.package.image
+    words = ("--source", source, "--fix", own / "fix.patch", "--make", case.package.make)
+    return Prepared((*words, "--image", case.package.image, "--running", image), Subject(image, program), instead)
 
 
 @contextlib.contextmanager
-def _made_once(stamp: Path, state: str) -> Iterator[bool]:
+def made_once(stamp: Path, state: str) -> Iterator[bool]:
     """Tells whether something is to be made (anew). When that went well, it need not be while the state is the same."""
     digest = hashlib.sha256(state.encode()).hexdigest()
     stamp.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ def build(case: Case, tree: Path) -> None:
     Raises:
         BuildError: it failed, or made no image.
     """
-    _say(f"building {tree}")
+    say(f"building {tree}")
     _run(["sh", "-ec", case.package.make], tree, "the build of the vulnerable source")
     if not (tree / case.package.image).is_file():
         raise BuildError(f"{case.name}: the build made no {case.package.image}")
@@ -120,7 +121,7 @@ def _write_fix(case: Case, package: SourcePackage, source: Path, holes: Sequence
             return
     with tempfile.TemporaryDirectory(dir=patch.parent) as folder:
         fixed = package.copy(Path(folder) / "fixed", without=[name for name in holes if name not in case.patches])
-        patch.write_bytes(b"".join(_differences(source, fixed)))
+        patch.write_bytes(b"".join(differences(source, fixed)))
 
 
 def code_of(patch: str) -> str:
@@ -157,7 +158,7 @@ def _files_of(patch: str) -> Iterator[tuple[str, str, str]]:
         yield old, new, "".join(lines[start:at])
 
 
-def _differences(left: Path, right: Path) -> Iterator[bytes]:
+def differences(left: Path, right: Path) -> Iterator[bytes]:
     """A unified diff of the code files of two trees, in a fixed order and without times."""
     for path in sorted(path for path in right.rglob("*") if path.suffix in CODE and path.is_file()):
         name = path.relative_to(right)
@@ -170,12 +171,18 @@ def _differences(left: Path, right: Path) -> Iterator[bytes]:
         yield subprocess.run(command, check=False, capture_output=True).stdout
 
 
-def _build_host(host: HostProgram, tree: Path, program: Path) -> None:
+def build_host(host: HostProgram, tree: Path, program: Path) -> None:
+    """Compile a host program.
+
+    Raises:
+        BuildError: it cannot be compiled.
+    """
     compiler = "g++" if host.source.endswith(".cpp") else "gcc"
     libraries = [str(tree / name) for name in host.libraries]
     flags = ["-O1", "-g", f"-I{HOSTS}", *(f"-I{tree / name}" for name in host.include), "-DTIXML_USE_STL"]
     flags += ["-shared", "-fPIC"] * host.shared
-    _run([compiler, *flags, str(HOSTS / host.source), "-o", str(program), *libraries], tree, host.source)
+    command = [compiler, *flags, str(HOSTS / host.source), "-o", str(program), *libraries, *host.options]
+    _run(command, tree, host.source)
 
 
 def _run(command: list[str], folder: Path, what: str) -> None:
@@ -197,5 +204,5 @@ def _run(command: list[str], folder: Path, what: str) -> None:
         )
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(f"corpus: {line}", file=sys.stderr, flush=True)

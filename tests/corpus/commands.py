@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.corpus.building import CACHE, Prepared
-from tests.corpus.model import Case
+from tests.corpus.model import AnyCase
 
 REVIEWER = "Corpus Reviewer <reviewer@corpus.example>"
 """Who answers for the reasons in ``Case.reviewed``."""
@@ -44,11 +44,10 @@ def midflight(*words: str | Path) -> Report:
     return Report(shown, done.returncode, json.loads(done.stdout), done.stderr)
 
 
-def build(case: Case, ready: Prepared, output: Path, key: Path) -> Report:
+def build(case: AnyCase, ready: Prepared, output: Path, key: Path) -> Report:
     """Make the hotpatch of a case for the production image that runs."""
     return midflight(
-        *("build", "--source", ready.source, "--fix", ready.fix, "--make", case.package.make),
-        *("--image", case.package.image, "--running", ready.subject.image, "--cve", case.cve),
+        *("build", *ready.words, "--cve", case.cve),
         *("-o", output, "--key", key, "--cache", CACHE / "forge"),
         *(("--reviewer", REVIEWER) if case.reviewed else ()),
         *(word for finding, reason in case.reviewed.items() for word in ("--override", f"{finding}={reason}")),

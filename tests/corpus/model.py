@@ -42,6 +42,8 @@ class HostProgram:
     """Folders with headers, in the tree."""
     shared: bool = False
     """A library that is loaded into the server under test, rather than a program."""
+    options: tuple[str, ...] = ()
+    """For the compiler, as "-lz" for a library whose development files are installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +87,19 @@ class Nothing:
 
 
 @dataclass(frozen=True, slots=True)
+class Fixed:
+    """The image that runs has the fix already, and the forge must say that (MF163)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
-    """One published fix."""
+    """One published fix, for our build of the vulnerable source."""
 
     package: Package
     cve: str
     patches: tuple[str, ...]
     """Names in debian/patches, in the order of the series."""
-    expected: Patched | Refused | Nothing
+    expected: Patched | Refused | Nothing | Fixed
     quick: bool = False
     """Whether it belongs to every test run, rather than to ``make corpus`` alone."""
     note: str = ""
@@ -109,6 +116,78 @@ class Case:
     def running(self) -> str:
         """How the binary that runs came about, for the table."""
         return "plain" if self.package.stripped else "+syms"
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """A binary package that Debian ships, and the image in it that the fixes concern: that very file runs."""
+
+    name: str
+    """Of the source package."""
+    binary: str
+    """Of the binary package."""
+    version: str
+    """Of both, epoch included."""
+    image: str
+    """File name of the image in the binary package; a link to it will do."""
+    make: str = ""
+    """A build command as in :class:`Package`, where a part of a large package will do. Empty: by --debian."""
+    built: str = ""
+    """With ``make``: path of the image in the built tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """A fix: the code parts of patches in debian/patches, of another version of the source if it is named."""
+
+    names: tuple[str, ...]
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """A fix: what some files are in another version of the source, where one patch of that holds many fixes."""
+
+    paths: tuple[str, ...]
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A part of a fix that we wrote ourselves, as somebody does who cannot wait for one."""
+
+    path: str
+    old: str
+    """Stands in the file once."""
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShippedCase:
+    """One published fix, for the binary that Debian ships."""
+
+    package: Shipped
+    cve: str
+    fix: str | Patches | Files | tuple[Edit, ...]
+    """A word as --fix takes it (a CVE id, =VERSION), or how the patch file is made that it is given."""
+    expected: Patched | Refused | Nothing | Fixed
+    quick: bool = False
+    note: str = ""
+    reviewed: Mapping[str, str] = field(default_factory=dict)
+    """As in :class:`Case`."""
+
+    @property
+    def name(self) -> str:
+        """As it is called in the table."""
+        return f"{self.package.name}/{self.cve}"
+
+    @property
+    def running(self) -> str:
+        """For the table."""
+        return "deb"
+
+
+AnyCase = Case | ShippedCase
 
 
 def library(subject: Subject, scratch: Path) -> Target:

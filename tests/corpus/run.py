@@ -12,23 +12,24 @@ from pathlib import Path
 from tests.corpus.building import Prepared, prepare
 from tests.corpus.commands import Report, build, midflight, on_processes
 from tests.corpus.load import Load
-from tests.corpus.model import Case, Nothing, Patched, Refused
+from tests.corpus.model import AnyCase, Case, Fixed, Nothing, Patched, Refused
+from tests.corpus.shipped import prepare_shipped
 from tests.corpus.table import Row
 from tests.corpus.targets import Target, Verdict
 
-_EXPECTED = {Patched: "patched", Refused: "refused", Nothing: "no-op"}
+_EXPECTED = {Patched: "patched", Refused: "refused", Nothing: "no-op", Fixed: "fixed"}
 
 
 class Unexpected(Exception):
     """Something is not as the case says. The first line says what, the rest shows it."""
 
 
-def new_row(case: Case) -> Row:
+def new_row(case: AnyCase) -> Row:
     """The row of a case that has not run."""
     return Row(case.name, case.running, _EXPECTED[type(case.expected)], notes=[case.note] if case.note else [])  # type: ignore[arg-type]
 
 
-def run(case: Case, row: Row, keys: tuple[Path, Path], scratch: Path) -> None:
+def run(case: AnyCase, row: Row, keys: tuple[Path, Path], scratch: Path) -> None:
     """Run a case: afterwards the row says what was seen.
 
     Args:
@@ -38,7 +39,7 @@ def run(case: Case, row: Row, keys: tuple[Path, Path], scratch: Path) -> None:
         Unexpected: what was seen is not what the case expects; the row has what was known by then.
         BuildError, SourceError, ProbeError, OSError: it could not be run.
     """
-    ready = prepare(case)
+    ready = prepare(case) if isinstance(case, Case) else prepare_shipped(case)
     if ready.instead:
         row.notes.append(f"{case.package.version} has left the mirror, {ready.instead} was taken")
     before = _digest(ready.subject.image)
@@ -57,7 +58,9 @@ def run(case: Case, row: Row, keys: tuple[Path, Path], scratch: Path) -> None:
         case Refused() as expected:
             _refused(expected, row, built)
         case Nothing():
-            _nothing(row, built)
+            _alone("MF160", row, built)
+        case Fixed():
+            _alone("MF163", row, built)
     _expect(_digest(ready.subject.image) == before, "the file on disk changed")
     row.verdict = row.expected
 
@@ -149,12 +152,15 @@ def _refused(expected: Refused, row: Row, built: Report) -> None:
         _expect(named, f"no refusal names {name}", built)
 
 
-def _nothing(row: Row, built: Report) -> None:
-    """The forge says that nothing needs to be applied."""
-    _expect(built.status == 3, f"midflight build ended with {built.status}, and not with MF160", built)
-    codes = [finding["code"] for finding in _standing(built)]
-    _expect(codes == ["MF160"] and not row.accepted, f"found {_codes(built)}, not MF160 alone", built)
-    row.proof = "MF160"
+def _alone(code: str, row: Row, built: Report) -> None:
+    """The forge says that nothing needs to be applied, and says nothing else."""
+    _expect(built.status == 3, f"midflight build ended with {built.status}, and not with {code}", built)
+    if "report" in built.document:
+        codes = [finding["code"] for finding in _standing(built)]
+    else:  # found out before anything was compared
+        codes = re.findall(r"\bMF\d{3}\b", built.document["error"]["message"])
+    _expect(codes == [code] and not row.accepted, f"found {codes}, not {code} alone", built)
+    row.proof = code
 
 
 def _replaced(hotpatch: Path, public: Path) -> frozenset[str]:

@@ -163,9 +163,19 @@ class Host(Target):
     talks = True
 
     def __init__(
-        self, program: Path, library_folder: Path, scratch: Path, environment: Mapping[str, str] | None = None
+        self,
+        program: Path,
+        library_folder: Path,
+        scratch: Path,
+        environment: Mapping[str, str] | None = None,
+        loader: Path | None = None,
     ) -> None:
-        super().__init__([str(program)], scratch, {"LD_LIBRARY_PATH": str(library_folder), **(environment or {})})
+        """Start it; ``loader`` is the dynamic loader of a C library in ``library_folder``."""
+        command = [str(program)]
+        variables = {"LD_LIBRARY_PATH": str(library_folder)}
+        if loader is not None:
+            command, variables = [str(loader), "--library-path", str(library_folder), *command], {}
+        super().__init__(command, scratch, {**variables, **(environment or {})})
 
     def wait_until_ready(self) -> None:
         """Return when the program has its library and reads."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.corpus.commands import midflight
-from tests.corpus.model import Case
+from tests.corpus.model import AnyCase
 from tests.corpus.run import new_row, run
 from tests.corpus.table import Row
 
@@ -27,7 +27,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return base.with_suffix(".key"), base.with_suffix(".pub")
 
 
-def test_case(case: Case, rows: list[Row], keys: tuple[Path, Path], tmp_path: Path) -> None:
+def test_case(case: AnyCase, rows: list[Row], keys: tuple[Path, Path], tmp_path: Path) -> None:
     """Everything must be as the case expects."""
     row = new_row(case)
     rows.append(row)
