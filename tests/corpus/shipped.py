@@ -89,11 +89,16 @@ def _patch_file(case: ShippedCase, patch: Path) -> Path:
             newer = _source(package.name, version)
             patch.write_bytes(b"".join(_difference(tree / path, newer.tree / path, path) for path in paths))
         case tuple() as edits:
-            patch.write_bytes(b"".join(_edited(tree, path, edits) for path in sorted({edit.path for edit in edits})))
+            patch.write_bytes(b"".join(edited(tree, path, edits) for path in sorted({edit.path for edit in edits})))
     return patch
 
 
-def _edited(tree: Path, path: str, edits: tuple[Edit, ...]) -> bytes:
+def edited(tree: Path, path: str, edits: tuple[Edit, ...]) -> bytes:
+    """The edits of one file as a patch (-p1).
+
+    Raises:
+        MissingError: the file has not exactly once what an edit replaces.
+    """
     text = (tree / path).read_text()
     for edit in edits:
         if edit.path == path:

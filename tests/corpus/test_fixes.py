@@ -5,7 +5,11 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.corpus.building import code_of
+from tests.corpus.model import Edit
+from tests.corpus.shipped import MissingError, edited
 
 PATCH = """\
 From: A maintainer
@@ -66,3 +70,24 @@ def test_the_rest_applies_as_the_whole_did(tmp_path: Path) -> None:
 
 def test_a_patch_without_code_becomes_nothing() -> None:
     assert code_of("--- a/debian/changelog\n+++ b/debian/changelog\n@@ -0,0 +1 @@\n+text\n") == ""
+
+
+def test_edits_become_one_patch_of_a_file(tmp_path: Path) -> None:
+    source = tmp_path / "src" / "a.c"
+    source.parent.mkdir()
+    source.write_text("int f(int x)\n{\n\treturn g(x) + h(x);\n}\n")
+    edits = (
+        Edit("src/a.c", "\treturn", "\tif (x < 0)\n\t\treturn 0;\n\treturn"),
+        Edit("src/b.c", "of another file", ""),
+        Edit("src/a.c", "g(x)", "g(x, 1)"),
+    )
+    patch = edited(tmp_path, "src/a.c", edits)
+    subprocess.run(["patch", "-p1", "-s"], input=patch, cwd=tmp_path, check=True)
+    assert source.read_text() == "int f(int x)\n{\n\tif (x < 0)\n\t\treturn 0;\n\treturn g(x, 1) + h(x);\n}\n"
+
+
+@pytest.mark.parametrize("old", ["y", "x"])
+def test_an_edit_that_fits_nowhere_or_twice_is_none(tmp_path: Path, old: str) -> None:
+    (tmp_path / "a.c").write_text("int x;\nint *p = &x;\n")
+    with pytest.raises(MissingError, match=r"a\.c has [02] times"):
+        edited(tmp_path, "a.c", (Edit("a.c", old, "z"),))

@@ -7,34 +7,50 @@ process does, and never at a clock: where the hole is time, processor time is co
 
 from __future__ import annotations
 
-from tests.corpus.model import Case
+from tests.corpus.model import AnyCase
 from tests.corpus.packages import (
+    aprutil,
     cares,
     cjson,
     curl,
     dnsmasq,
     expat,
     glib,
+    glibc,
     haproxy,
     jq,
     libarchive,
+    libarchive_zip,
+    libcap,
     libcue,
     libde265,
+    libebml,
     libevent,
+    libgd,
+    libmodbus,
     libtasn1,
     libwebp,
     libxml2,
+    libxml2_xpath,
+    libxslt,
     lua,
     memcached,
     minidlna,
     mosquitto,
     nghttp2,
     nginx,
+    openssl,
     redis,
+    redis_restore,
     sqlite,
+    sqlite3_session,
     tiff,
     tinyproxy,
     tinyxml,
+    unbound,
+    xz,
+    zlib,
+    znc,
 )
 
 _ALL = (
@@ -66,4 +82,23 @@ _ALL = (
     glib,
 )
 
-CASES: tuple[Case, ...] = tuple(case for module in _ALL for case in module.CASES)
+_FURTHER = (
+    zlib,
+    xz,
+    libarchive_zip,
+    aprutil,
+    libgd,
+    libxml2_xpath,
+    libcap,
+    libebml,
+    libmodbus,
+    libxslt,
+    sqlite3_session,
+    redis_restore,
+    unbound,
+    znc,
+    openssl,
+    glibc,
+)
+
+CASES: tuple[AnyCase, ...] = tuple(case for module in (*_ALL, *_FURTHER) for case in module.CASES)
