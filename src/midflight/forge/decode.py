@@ -380,7 +380,15 @@ def _same_register(one: int, other: int) -> bool:
 
 
 def _wrap(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def compare_bytes(code: bytes, run: bytes, vaddr: int) -> Same | None:
+    """Tables that assembler code keeps between its functions are no instructions: without relocations, the same bytes
+    are the same table."""
+    if run[: len(code)] != code:
+        return None
+    return Same(len(code), (), (), {offset: vaddr + offset for offset in range(len(code) + 1)})
 
 
 def compare_code(code: bytes, references: Sequence[Reference], run: bytes, vaddr: int) -> Same | Different:

@@ -85,6 +85,11 @@ class Evidence:
             words.append(f"{several} from {', '.join(str(s) for s in fields[:2])}{more}")
         return len(fields)
 
+    def said_once(self, id_: Id, vaddr: int) -> bool:
+        """Whether one field alone leads there."""
+        sayers = self._prover.facts.values(id_, "address").get(vaddr, {})
+        return sum(1 for s in sayers if s.holder is not None) < ENOUGH
+
     # --- data --------------------------------------------------------------------------------------------------------
 
     def data(self, key: Key, vaddr: int) -> tuple[Place, bool]:
@@ -116,7 +121,8 @@ class Evidence:
             other = self._names.atom(*before)
             if any(_aligned(v + other.size, atom) == vaddr for v in self._known(before)):
                 found.append(before[1])
-        if after is not None:
+        if after is not None and self._names.atom(*after).alignment <= atom.alignment:
+            # Otherwise more than one place before it would do.
             other = self._names.atom(*after)
             if any(_aligned(vaddr + atom.size, other) == v for v in self._known(after)):
                 found.append(after[1])

@@ -69,7 +69,10 @@ class Fitter:
         code = self.run.code(vaddr, len(atom.data) + len(atom.data) // 4 + 256)
         outcome = decode.compare_code(atom.data, atom.references, code, vaddr)
         if isinstance(outcome, Different):
-            return Misfit(outcome.offset, outcome.describe())
+            table = None if atom.references else decode.compare_bytes(atom.data, code, vaddr)
+            if table is None:
+                return Misfit(outcome.offset, outcome.describe())
+            outcome = table
         size = outcome.size
         if end is not None and end - vaddr != size:
             rest = code[size : end - vaddr]

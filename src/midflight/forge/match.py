@@ -103,7 +103,8 @@ class _Matcher:
             if key not in self.prover.proven:
                 self._unproven(key)
         self._prove_callers()
-        places = {key: place for key in functions if (place := self._function(key)) is not None}
+        wrong = self._check_callees()
+        places = {k: place for k in functions if k not in wrong and (place := self._function(k)) is not None}
         for key in self._sorted(self.wanted.atoms - set(functions)):
             self._place_data(key)
         symbols = {name: place for name in sorted(self.wanted.symbols) if (place := self._symbol(name)) is not None}
@@ -280,6 +281,14 @@ class _Matcher:
         symbol = self.run.global_symbol(name)
         if symbol is not None:
             return None if symbol.type in ("tls", "ifunc") else self.evidence.named(id_, symbol)
+        defined = self.names.place_of(id_)
+        if defined is not None and self._is_function(defined):
+            # What an object defines is where that function was proven, whatever a single call may say.
+            self.prover.prove([defined])
+            if defined not in self.prover.proven:
+                if self.facts.values(id_, "address"):
+                    self._unproven(defined)
+                return None
         learnt = self.facts.values(id_, "address")
         if len(learnt) != 1:
             return None
@@ -290,6 +299,23 @@ class _Matcher:
         return place
 
     # --- what must hold in the end -----------------------------------------------------------------------------------
+
+    def _check_callees(self) -> set[Key]:
+        """A function to be replaced must call what it calls in pre: a place that it alone names is compared, too."""
+        wrong = set()
+        for key in self._sorted(self.wanted.functions & self.prover.proven.keys()):
+            for fact in self.prover.proven[key].fit.facts:
+                called = self.names.place_of(fact.id) if fact.what == "address" else None
+                if called is None or called in self.prover.proven or not self._is_function(called):
+                    continue
+                if self.prover.interpreter.symbol_values(fact.id) or not self.evidence.said_once(fact.id, fact.value):
+                    continue
+                outcome = self.prover.fitter.function(called, fact.value)
+                if isinstance(outcome, Misfit):
+                    what = f"{fact.how} leads to {fact.value:#x}, which is not {called[1]}: {outcome.reason}"
+                    self._find("MF133", key, what=what)
+                    wrong.add(key)
+        return wrong
 
     def _check_inside(self) -> None:
         """Labels of other functions (jump tables into .cold parts) must be where those functions were matched."""

@@ -34,6 +34,7 @@ class RunImage:
         self.debug = debug
         self.table = elf if debug is None else debug
         self._segments: dict[int, bytes] = {}
+        self._globals: dict[str, Symbol | None] = {}
 
     def read(self, vaddr: int, size: int) -> bytes | None:
         """The bytes on disk (zeros in .bss), or None when they are not all in one segment."""
@@ -105,6 +106,11 @@ class RunImage:
 
     def global_symbol(self, name: str) -> Symbol | None:
         """The defined global symbol with this name, from .symtab or else the dynamic symbols."""
+        if name not in self._globals:
+            self._globals[name] = self._global_symbol(name)
+        return self._globals[name]
+
+    def _global_symbol(self, name: str) -> Symbol | None:
         found = [s for s in self.table.symbols_by_name.get(name, ()) if s.defined and s.binding != "local"]
         if found:
             return next((s for s in found if s.default_version), found[0])
