@@ -74,17 +74,24 @@ def match(
         ImageError: the image is malformed.
     """
     image = RunImage(run, debug)
-    matcher = _Matcher(image, Inputs.of(objects), wanted, None if linked is None else RunImage(linked))
-    return matcher.result(fixed)
+    inputs = Inputs.of(objects)
+    whole = RunImage(linked) if linked is not None and has_local_symbols(linked) else None
+    prover = Prover(image, inputs, whole)
+    while True:
+        found = _Matcher(image, inputs, wanted, prover).result(fixed)
+        different = prover.others() - prover.differing
+        if not different:
+            return found
+        # Once more, without what contents and order seemed to tell of these objects.
+        prover = Prover(image, inputs, whole, prover.differing | different, prover)
 
 
 class _Matcher:
-    def __init__(self, run: RunImage, inputs: Inputs, wanted: Wanted, linked: RunImage | None) -> None:
+    def __init__(self, run: RunImage, inputs: Inputs, wanted: Wanted, prover: Prover) -> None:
         self.run = run
         self.inputs = inputs
         self.wanted = wanted
-        whole = linked if linked is not None and has_local_symbols(linked.elf) else None
-        self.prover = Prover(run, inputs, whole)
+        self.prover = prover
         self.names = self.prover.names
         self.facts = self.prover.facts
         self.evidence = Evidence(self.prover)

@@ -44,8 +44,10 @@ def section_class(section: str) -> str:
 class Order:
     """Neighbours in the objects that were read."""
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, differing: frozenset[Path] = frozenset()) -> None:
+        """``differing``: objects whose order tells nothing, as run has another build of them."""
         self._inputs = inputs
+        self._differing = differing
         self._next: dict[Path, Mapping[str, str]] = {}
         self._previous: dict[Path, Mapping[str, str]] = {}
 
@@ -66,7 +68,7 @@ class Order:
             return
         following: dict[str, str] = {}
         last: dict[str, str] = {}
-        for key, atom in self._inputs[path].atoms.items():
+        for key, atom in self._inputs[path].atoms.items() if path not in self._differing else ():
             name = self._chain(path, atom)
             if name is None:
                 continue

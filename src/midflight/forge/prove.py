@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from midflight.forge import relocs as r
@@ -70,18 +71,27 @@ class Attempt:
 class Prover:
     """Everything that is proven so far; :meth:`prove` goes on from there."""
 
-    def __init__(self, run: RunImage, inputs: Inputs, linked: RunImage | None = None) -> None:
-        """``linked``: the captured image of the unfixed tree, when it has all its symbols."""
+    def __init__(
+        self,
+        run: RunImage,
+        inputs: Inputs,
+        linked: RunImage | None = None,
+        differing: frozenset[Path] = frozenset(),
+        like: Prover | None = None,
+    ) -> None:
+        """``linked``: the captured image of the unfixed tree, when it has all its symbols. ``differing``: objects of
+        which run has another build, so that contents and order tell nothing. ``like``: answers are taken from there."""
         self.run = run
         self.linked = linked
+        self.differing = differing
         self.inputs = inputs
-        self.names = Names.of(inputs)
         self.facts = Facts()
-        self.interpreter = Interpreter(run, self.names)
-        self.fitter = Fitter(run, self.names, self.interpreter)
-        self.code = CodeIndex(run)
-        self.objects = ObjectIndex(inputs, self.code)
-        self.order = Order(inputs)
+        self.names: Names = Names.of(inputs) if like is None else like.names
+        self.interpreter: Interpreter = Interpreter(run, self.names) if like is None else like.interpreter
+        self.fitter: Fitter = Fitter(run, self.names, self.interpreter) if like is None else like.fitter
+        self.code: CodeIndex = CodeIndex(run) if like is None else like.code
+        self.objects: ObjectIndex = ObjectIndex(inputs, self.code) if like is None else like.objects
+        self.order = Order(inputs, differing)
         self.occupancy = Occupancy(run, self.names)
         self.proven: dict[Key, Proof] = {}
         self.attempts: dict[Key, Attempt] = {}
@@ -113,6 +123,22 @@ class Prover:
     def _watch(self, id_: Id, key: Key) -> None:
         self._watchers.setdefault(id_, set()).add(key)
 
+    def others(self) -> frozenset[Path]:
+        """Objects of which functions were proven by contents or order, but of which others turned out to be different:
+        run has another build of them, and what looks like a function may be its twin."""
+        suspects = {key[0] for key, proof in self.proven.items() if proof.how in ("contents", "neighbours")}
+        suspects |= {key[0] for key in self.proven if self.neighbours(key)}
+        different = set()
+        for key, attempt in self.attempts.items():
+            unfit = key not in self.proven and not attempt.fits and not attempt.vague
+            # All instructions are there: only a text that it refers to is another one (a date, a version).
+            whole = attempt.source in ("references", "symbol table") and attempt.reach >= len(
+                self.names.atom(*key).data
+            )
+            if unfit and not whole and key[0] in suspects and not self.dropped(key):
+                different.add(key[0])
+        return frozenset(different)
+
     # --- one function ------------------------------------------------------------------------------------------------
 
     def _try(self, key: Key) -> Attempt:
@@ -125,6 +151,9 @@ class Prover:
         if self.dropped(key):
             # A twin elsewhere must not be taken for what the linker did not keep.
             return Attempt("contents")
+        if key[0] in self.differing:
+            reason = "other functions of its object are others in run, so that its contents alone tell nothing"
+            return Attempt("contents", tried=1, reason=reason, reach=len(self.names.atom(*key).data))
         return self._by_contents(key)
 
     def dropped(self, key: Key) -> bool:
