@@ -9,7 +9,7 @@ LIBDE265 = Package(
     "1.0.11-1+deb12u2",
     "[ -e Makefile ] || { autoreconf -fi && ./configure --disable-static --disable-dec265 --disable-sherlock265"
     f" CXXFLAGS='{FLAGS}' CFLAGS='{FLAGS}'; }}; make -C libde265 -j2",
-    "libde265/.libs/libde265.so.0.1.1",
+    "libde265/.libs/libde265.so.0.1.4",
 )
 
 CASES = (
