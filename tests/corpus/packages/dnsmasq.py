@@ -101,7 +101,7 @@ class DnsmasqSubnet(Dnsmasq):
 class DnsmasqProof(Dnsmasq):
     """CVE-2026-4890: a bitmap window without bytes in a proof that a record does not exist is looked at for ever.
 
-    Proofs are looked at in zones too that nobody vouches for: the server trusts an anchor for another one.
+    Proofs are looked at in zones too that nobody vouches for: the trust anchor has an algorithm that nobody knows.
     """
 
     lethal = True
@@ -109,7 +109,7 @@ class DnsmasqProof(Dnsmasq):
     """Seconds of processor time, a hundred times what an answer takes."""
 
     def __init__(self, subject: Subject, scratch: Path) -> None:
-        options = ("--dnssec", "--dnssec-no-timecheck", f"--trust-anchor=other,12345,8,2,{'0' * 64}")
+        options = ("--dnssec", "--dnssec-no-timecheck", "--trust-anchor=.,1,250,250,00")
         super().__init__(subject, scratch, *options)
 
     def upstream(self, query: bytes) -> bytes:

@@ -26,8 +26,8 @@ CASES = (
         ),
         reviewed={
             "MF171:xmlDictComputeFastKey": "Only the hash of empty strings changes. A dictionary from before may hold "
-            "the empty string under several hashes: it is found as another entry then, as without the fix. Every entry is "
-            "freed with its dictionary, which goes through all chains."
+            "the empty string under several hashes: it is found as another entry then, as without the fix. Every entry "
+            "is freed with its dictionary, which goes through all chains."
         },
     ),
     Case(
