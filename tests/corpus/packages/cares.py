@@ -53,7 +53,6 @@ CASES = (
         "CVE-2023-32067",
         ("CVE-2023-32067.diff",),
         Patched(Resolver, frozenset({"read_udp_packets"}), HostProgram("cares_empty.c", _LINKED, _INCLUDE)),
-        quick=True,
     ),
     Case(
         C_ARES,
@@ -65,13 +64,11 @@ CASES = (
             frozenset({"ares_inet_net_pton", "ares_inet_pton"}),
             HostProgram("cares_address.c", _LINKED, _INCLUDE),
         ),
-        quick=True,
     ),
     Case(
         C_ARES,
         "CVE-2022-4904",
         ("CVE-2022-4904.diff",),
         Patched(library, frozenset({"config_sortlist"}), HostProgram("cares_sortlist.c", _LINKED, _INCLUDE)),
-        quick=True,
     ),
 )

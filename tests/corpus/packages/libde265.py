@@ -25,6 +25,5 @@ CASES = (
         ),
         note="the mode is set by the host program, and read by the library's function that draws modes: a picture that "
         "leaves it unset needs a damaged stream",
-        quick=True,
     ),
 )
