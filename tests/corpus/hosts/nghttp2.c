@@ -6,9 +6,9 @@
 
 static const unsigned char REQUEST[] =
 	NGHTTP2_CLIENT_MAGIC
-	"\0\0\0\x04\0\0\0\0\0"                     /* SETTINGS */
-	"\0\0\x03\x01\x05\0\0\0\x01\x82\x86\x84"   /* HEADERS: GET http / */
-	"\0\0\x08\x06\0\0\0\0\0abcdefgh";          /* PING */
+	"\0\0\0\x04\0\0\0\0\0"                              /* SETTINGS */
+	"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01x" /* HEADERS: GET http / of x */
+	"\0\0\x08\x06\0\0\0\0\0abcdefgh";                   /* PING */
 
 static int requests, pings;
 
