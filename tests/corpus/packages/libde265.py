@@ -19,7 +19,7 @@ CASES = (
         ("CVE-2023-49468.patch",),
         Patched(
             library,
-            frozenset({"draw_intra_pred_modes"}),
+            frozenset({"draw_tree_grid"}),
             HostProgram("libde265.cpp", ("libde265/.libs/libde265.so",), (".", "libde265", "libde265/..")),
             proof="call",
         ),
