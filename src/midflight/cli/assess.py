@@ -6,6 +6,7 @@ import argparse
 import textwrap
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,23 +72,31 @@ def run(args: argparse.Namespace, out: Output) -> int:
         raise InputError(f"the folder of {args.html} does not exist; make it first")
     args.name, args.sequence, args.description, args.cve = "", 1, "", []
 
-    from midflight.forge.assessment import assess, refused, unknown
+    from midflight.forge.assessment import assess, first_line, refused, unknown
     from midflight.forge.forge import RefusedWithFindings
     from midflight.forge.run import NotBuilt, no_builds
 
     evidence: tuple[Evidence, ...] = ()
     with build.work_folder(args) as work:
-        first = _first_answer(args.source, Path(args.fix), out) if args.debian is None else None
+        told: list[Mapping[str, Any]] = []
+
+        def tell(answer: Mapping[str, Any]) -> None:
+            told[:] = [answer]
+            out.progress(first_line(answer))
+
         try:
+            if args.debian is None:
+                tell(_first_answer(args.source, Path(args.fix)))
             with no_builds() if args.no_build else nullcontext():
-                made = build.forge_as_asked(args, work, overrides, out)
-            evidence, result = made.evidence, assess(made.report, first)
+                made = build.forge_as_asked(args, work, overrides, out, tell)
+            evidence, result = made.evidence, assess(made.report)
         except RefusedWithFindings as error:
-            evidence, result = error.evidence, assess(error.report, first)
+            evidence, result = error.evidence, assess(error.report)
         except Refused as error:
-            result = refused(str(error), first)
+            result = refused(str(error))
         except NotBuilt:
-            result = unknown("nothing is built yet; leave --no-build out", first)
+            result = unknown("nothing is built yet; leave --no-build out")
+        result = replace(result, preview=told[0] if told else None)
         out.progress_done()
         if args.html is not None:
             from midflight.cli.assess_page import page
@@ -101,7 +110,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return _STATUS[result.verdict]
 
 
-def _first_answer(source: Path, fix: Path, out: Output) -> Mapping[str, Any]:
+def _first_answer(source: Path, fix: Path) -> Mapping[str, Any]:
     from midflight.forge.assessment import preview
     from midflight.forge.source import read_fix
     from midflight.forge.touched import touched
@@ -109,11 +118,7 @@ def _first_answer(source: Path, fix: Path, out: Output) -> Mapping[str, Any]:
     tree = source.resolve()
     if not tree.is_dir():
         raise InputError(f"the source tree {source} is no folder; give the folder in which the build command runs")
-    found = preview(touched(tree, read_fix(tree, fix).changes))
-    lines = sum(item["added"] + item["removed"] for item in found["files"])
-    hints = "; ".join(found["likely"][:3]) or "nothing in its text speaks against it"
-    out.progress(f"first answer: {len(found['files'])} source files, {lines} lines: {hints}")
-    return found
+    return preview(touched(tree, read_fix(tree, fix).changes))
 
 
 def show(result: Assessment, out: Output) -> None:

@@ -296,7 +296,6 @@ def _instruction(line: Line | None, side: str) -> str:
 
 
 def _sign_off(result: Assessment, reviewer: str | None) -> str:
-    digests = [str(image["review"]["digest"]) for image in result.images]
     needed = grouped([item for item in result.findings if item["kind"] == "sign-off"])
     rows = "\n".join(
         f"<tr><td>{_code(item['code'])} {_code(item['symbol'])}</td>"
@@ -309,7 +308,7 @@ def _sign_off(result: Assessment, reviewer: str | None) -> str:
         if needed
         else "<p>No finding needs a reason.</p>"
     )
-    words = "\n".join(f"<p>{_code(digest)}</p>" for digest in digests)
+    words = f"<p>{_code(result.digest)}</p>"
     return (
         '<section class="sign">\n<h2>Sign-off</h2>\n'
         "<p>What is signed off: the fix, the baseline, the payload and all findings above, which this digest stands "

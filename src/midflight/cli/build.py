@@ -6,8 +6,10 @@ import argparse
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,9 +218,16 @@ def _signer(args: argparse.Namespace, out: Output) -> PrivateKey:
 
 
 def forge_as_asked(
-    args: argparse.Namespace, work: Path, overrides: Mapping[tuple[str, str], str], out: Output
+    args: argparse.Namespace,
+    work: Path,
+    overrides: Mapping[tuple[str, str], str],
+    out: Output,
+    first: Callable[[Mapping[str, Any]], None] = lambda answer: None,
 ) -> ForgeResult:
-    """Make the contents of the hotpatch that the options ask for: of a tree, or of a package."""
+    """Make the contents of the hotpatch that the options ask for: of a tree, or of a package.
+
+    ``first`` is told what the text of a package's fix alone tells, before anything is built.
+    """
     if args.debian is None:
         from midflight.forge.forge import forge
 
@@ -228,7 +237,7 @@ def forge_as_asked(
 
     return forge_package(
         package_source(args, work, out),
-        package_request(args, work),
+        replace(package_request(args, work), first=first),
         request_of(args, work / "builds", overrides),
         out.progress,
     )
@@ -359,6 +368,7 @@ def _show(made: ForgeResult, out: Output) -> None:
 
 def _show_image(report: Mapping[str, Any], out: Output) -> None:
     from midflight.forge.matchreport import summary
+    from midflight.forge.refusals import REFUSALS
 
     out.line(f"baseline  {report['image']}  build-id {report['build_id']}")
     rows = [
@@ -377,3 +387,9 @@ def _show_image(report: Mapping[str, Any], out: Output) -> None:
     for item in report["findings"]:
         if item["overridden"]:
             out.line(Styled("override  ", "warn"), f"{item['code']} {item['symbol']}: {item['overridden']}")
+        elif item["kind"] == "warning":
+            out.line(Styled("warning   ", "warn"), f"{item['code']} {item['symbol']}: {item['reason']}")
+    notes = Counter(item["code"] for item in report["findings"] if item["kind"] == "note")
+    if notes:
+        counted = ", ".join(f"{count} {REFUSALS[code].title.lower()} ({code})" for code, count in sorted(notes.items()))
+        out.line("notes     ", f"{counted}; midflight assess shows them")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from midflight.forge import reviewnames
 from midflight.forge.model import FindingKind
 from midflight.forge.refusals import REFUSALS
+from midflight.forge.reviewing import combined
 from midflight.forge.touched import Touched, TouchedFile
 
 SCHEMA_VERSION = 1
@@ -45,12 +46,19 @@ class Assessment:
     images: tuple[Mapping[str, Any], ...]
     preview: Mapping[str, Any] | None = None
 
+    @property
+    def digest(self) -> str | None:
+        """What would be signed off, over all images."""
+        digests = [str(image["review"]["digest"]) for image in self.images if "review" in image]
+        return combined(digests) if digests else None
+
     def document(self) -> dict[str, Any]:
         """As JSON types."""
         return {
             "schema": SCHEMA_VERSION,
             "verdict": self.verdict,
             "summary": self.summary,
+            "digest": self.digest,
             "findings": [dict(item) for item in self.findings],
             "images": [dict(image) for image in self.images],
             "preview": None if self.preview is None else dict(self.preview),
@@ -77,13 +85,13 @@ def grouped(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def assess(report: Mapping[str, Any], preview: Mapping[str, Any] | None = None) -> Assessment:
+def assess(report: Mapping[str, Any]) -> Assessment:
     """The verdict that follows from the report of the forge, whether it refused or not."""
     images = tuple(report.get("images", [report]))
     unique = {tuple(sorted((k, str(v)) for k, v in f.items())): f for image in images for f in image["findings"]}
     findings = tuple(sorted(unique.values(), key=lambda f: (KINDS.index(f["kind"]), f["code"], f["symbol"])))
     verdict, summary = _verdict(findings)
-    return Assessment(verdict, summary, findings, images, preview)
+    return Assessment(verdict, summary, findings, images)
 
 
 def _verdict(findings: Sequence[Mapping[str, Any]]) -> tuple[Verdict, str]:
@@ -99,7 +107,7 @@ def _verdict(findings: Sequence[Mapping[str, Any]]) -> tuple[Verdict, str]:
     return "patchable", "can be hotpatched"
 
 
-def refused(message: str, preview: Mapping[str, Any] | None = None) -> Assessment:
+def refused(message: str) -> Assessment:
     """The verdict when the forge refused before it had anything to report: nothing to patch, already fixed, LTO."""
     found = re.search(r"\b(MF\d{3}) (.*)", message, re.DOTALL)
     code = found[1] if found is not None and found[1] in REFUSALS else ""
@@ -115,12 +123,12 @@ def refused(message: str, preview: Mapping[str, Any] | None = None) -> Assessmen
         "overridable": False,
         "overridden": None,
     }
-    return Assessment("refused", f"cannot be hotpatched: {code} {title}".replace(":  ", ": "), (item,), (), preview)
+    return Assessment("refused", f"cannot be hotpatched: {code} {title}".replace(":  ", ": "), (item,), ())
 
 
-def unknown(why: str, preview: Mapping[str, Any] | None = None) -> Assessment:
+def unknown(why: str) -> Assessment:
     """The honest answer while something is missing."""
-    return Assessment("unknown", f"unknown: {why}", (), (), preview)
+    return Assessment("unknown", f"unknown: {why}", (), ())
 
 
 # --- the first answer ----------------------------------------------------------------------------------------------
@@ -133,6 +141,14 @@ _MEMBER = re.compile(r"^\s*(?:[A-Za-z_][\w:<>,*&\s]*[\s*&])\w+(?:\[[^]]*\])*(?:\
 _STATIC = re.compile(r"^(?:static\s+|const\s+|extern\s+)*[A-Za-z_][\w\s*]*\b\w+(?:\[[^]]*\])*\s*=\s*[^=]")
 _KEYWORDS = frozenset({"if", "while", "for", "switch", "return", "sizeof", "defined", "catch"})
 _BACK = 400
+
+
+def first_line(found: Mapping[str, Any]) -> str:
+    """The first answer in one line."""
+    lines = sum(item["added"] + item["removed"] for item in found["files"])
+    files = "1 source file" if len(found["files"]) == 1 else f"{len(found['files'])} source files"
+    hints = "; ".join(found["likely"][:3]) or "nothing in its text speaks against it"
+    return f"first answer: {files}, {lines} lines: {hints}"
 
 
 def preview(touched: Touched) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,11 @@ class Evidence:
     """The source file of an object, relative to the tree."""
     source: Path
     """The unfixed tree."""
+
+
+def combined(digests: Sequence[str]) -> str:
+    """One digest for what is signed off in several images; that of the image where there is one."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
 def review_image(

@@ -41,6 +41,14 @@ def no_builds() -> Iterator[None]:
         _forbidden.reset(token)
 
 
+def may_build(what: str) -> None:
+    """Raises:
+    NotBuilt: :func:`no_builds` is in force; ``what`` would be needed.
+    """
+    if _forbidden.get():
+        raise NotBuilt(f"{what} for this yet")
+
+
 def run_build(
     command: str,
     tree: Path,
@@ -59,8 +67,7 @@ def run_build(
         NotBuilt: no build is wanted.
         ForgeError: the command failed; the message has the telling lines of its output.
     """
-    if _forbidden.get():
-        raise NotBuilt(f"'{command}' has not been run for this yet")
+    may_build(f"'{command}' has not been run")
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(

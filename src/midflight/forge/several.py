@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from midflight.errors import Refused
 from midflight.forge.forge import ForgeRequest, ForgeResult, Progress, RefusedWithFindings, forge_pair
 from midflight.forge.model import BuildPair
 from midflight.forge.refusals import REFUSALS, finding
+from midflight.forge.reviewing import combined
 from midflight.forge.wholebuild import ImagePair, Images
 
 Key = tuple[str, str]
@@ -57,7 +57,7 @@ def forge_images(request: ForgeRequest, images: Images, progress: Progress = lam
     payloads = {name: content for one in made for name, content in one.payloads.items()}
     if manifest.review is not None:
         digests = [one.manifest.review.digest for one in made if one.manifest.review is not None]
-        manifest = replace(manifest, review=replace(manifest.review, digest=_together(digests)))
+        manifest = replace(manifest, review=replace(manifest.review, digest=combined(digests)))
     evidence = tuple(item for one in made for item in one.evidence)
     return ForgeResult(manifest, payloads, _merged([one.report for one in made]), evidence)
 
@@ -104,11 +104,6 @@ def _forge_pair(
         return forge_pair(replace(request, overrides=kept), pair, progress), spare
     except RefusedWithFindings as refused:
         return refused, spare
-
-
-def _together(digests: Sequence[str]) -> str:
-    """One digest for what a reviewer signs off in several images; that of the image where there is one."""
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _merged(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from midflight.errors import InputError, Refused
+from midflight.forge.assessment import preview
 from midflight.forge.forge import ForgeRequest, ForgeResult, Progress, RefusedWithFindings
 from midflight.forge.packages.model import FixedSource, Package, PackageSource, Shipped
+from midflight.forge.run import may_build
 from midflight.forge.several import forge_images, nothing_to_patch
 from midflight.forge.source import read_fix
+from midflight.forge.touched import touched
 from midflight.forge.wholebuild import Images, Running, WholeBuild, build_images
 from midflight.image.elf import ElfFile
 
@@ -36,6 +39,8 @@ class PackageRequest:
     images: tuple[str, ...] = ()
     """File names or sonames of the images to patch; empty: all that the fix changes."""
     mapped: Mapped = lambda files: ()
+    first: Callable[[Mapping[str, Any]], None] = lambda answer: None
+    """Is told what the text of the fix alone tells, before anything is built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,9 @@ def prepare(source: PackageSource, wanted: PackageRequest, request: ForgeRequest
     fix = read_fix(fixed.tree, fixed.fix)
     for note in fix.notes:
         progress(note)
+    wanted.first(preview(touched(fixed.tree, fix.changes)))
     if source.missing_dependencies(fixed.tree):
+        may_build("the build dependencies are not installed")
         source.install_dependencies(fixed.tree)
     recipe = source.recipe(fixed.tree, request.jobs or min(os.cpu_count() or 1, 16))
     build = WholeBuild(fixed.tree, recipe.command, recipe.environment, recipe.identity, recipe.place)
