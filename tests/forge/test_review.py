@@ -298,3 +298,18 @@ def test_a_lock_that_is_taken_out_and_one_that_is_added(tmp_path: Path, compiler
 def test_other_code_under_the_same_locks_says_nothing(tmp_path: Path, compiler: str) -> None:
     after = swap(LOCKED, ("    total += n;\n", "    if (n > 0)\n        total += n;\n"))
     assert found(tmp_path, LOCKED, after, compiler) == []
+
+
+# --- where debug information and the fix name files differently -----------------------------------------------------
+
+
+def test_a_copy_that_the_build_made_is_known_by_its_content(tmp_path: Path) -> None:
+    file = compare("lib/unit.c", b"one\ntwo\n", b"one\nthree\n")
+    (tmp_path / "copy" / "src").mkdir(parents=True)
+    for text, known in (("one\ntwo\n", True), ("one\nthree\n", True), ("something else\n", False)):
+        (tmp_path / "copy" / "src" / "unit.c").write_text(text)
+        found = Touched({"lib/unit.c": file}, tmp_path).find("./copy/src/unit.c")
+        assert (found is file) is known
+    assert Touched({"lib/unit.c": file}, tmp_path).find("/build/pkg-1.0/lib/unit.c") is file
+    assert Touched({"lib/unit.c": file}).find("other/unit.c") is None
+    assert Touched({"lib/unit.c": file}).find("unit.c") is file

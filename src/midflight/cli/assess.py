@@ -51,6 +51,8 @@ _HEADINGS = {
     "note": ("Notes", "dim"),
 }
 
+_FUNCTIONS_SHOWN = 12
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this command."""
@@ -163,11 +165,13 @@ def _show_image(image: Mapping[str, Any], out: Output) -> None:
 
     out.line(Styled(image["image"], "bold"), f"  build-id {image['build_id']}")
     rows = [
-        (item["name"], item["file"], f"{item['size_before']}", f"{item['size_after']}", item["matched_by"] or "-")
-        for item in image["functions"]
+        (item["name"], item["file"], f"{item['size_before']}", f"{item['size_after']}")
+        for item in image["functions"][:_FUNCTIONS_SHOWN]
     ]
     if rows:
-        out.table(["FUNCTION", "FILE", "BYTES", "NEW", "FOUND BY"], rows)
+        out.table(["FUNCTION", "FILE", "BYTES", "NEW"], rows)
+    if len(image["functions"]) > len(rows):
+        out.line(f"… and {len(image['functions']) - len(rows)} more functions (--html, --json)")
     for line in textwrap.wrap(f"matched   {summary(image['match'])}", out.width, subsequent_indent=" " * 10):
         out.line(line)
     out.line(f"payload   {image['payload']['size']:,} bytes; sign-off of {image['review']['digest'][:16]}…")

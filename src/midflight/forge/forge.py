@@ -151,7 +151,7 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
         linked = work.link(progress)
         progress("review: what no tool can prove")
         assert work.selection is not None
-        changes = touched(request.source.resolve(), fix.changes)
+        changes = touched(request.source.resolve(), fix.changes, pair.tree)
         evidence = Evidence(diffs, work.selection.replaced, changes, sources.name, request.source.resolve())
         with ElfFile.open(pair.pre.image) as pre:
             work.findings += review_image(evidence, pre, run, linked.imports, sources.path)

@@ -10,7 +10,6 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import iced_x86 as x86
@@ -20,7 +19,7 @@ from midflight.forge.decode import is_near_branch, is_padding
 from midflight.forge.diff import is_cold
 from midflight.forge.lines import LineTables
 from midflight.forge.model import Atom, ObjectCode, Reference
-from midflight.forge.touched import Touched
+from midflight.forge.touched import Touched, locate, read_lines
 
 _RIP = re.compile(r"(?:-?(?:0x)?[0-9a-fA-F]+)?\(%rip\)")
 _JUMP = re.compile(r"\s\S+$")
@@ -159,24 +158,10 @@ class SourceText:
         found = self.touched.find(file)
         if found is not None:
             return found.line(side, number)
-        lines = _text(self._path(file))
+        lines = read_lines(locate(self.tree, file))
         return lines[number - 1] if 0 < number <= len(lines) else ""
 
     def name(self, file: str) -> str:
         """A file's path in the tree."""
         found = self.touched.find(file)
         return found.path if found is not None else Path(file).name
-
-    def _path(self, file: str) -> Path:
-        """Where debug information's name leads in the unfixed tree; the longest end of it that exists there."""
-        parts = [part for part in file.split("/") if part not in ("", ".", "..")]
-        for start in range(len(parts)):
-            path = self.tree.joinpath(*parts[start:])
-            if path.is_file():
-                return path
-        return Path()
-
-
-@lru_cache(maxsize=64)
-def _text(path: Path) -> Sequence[str]:
-    return path.read_text(errors="replace").split("\n") if path.is_file() else ()

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from midflight.errors import ForgeError
@@ -44,6 +44,10 @@ class TouchedFile:
         lines = [self.old[n - 1] for n in self.removed] + [self.new[n - 1] for n in self.added]
         return any(map(_MACRO.match, lines)) or any(line.endswith("\\") for line in lines)
 
+    def has(self, lines: Sequence[str]) -> bool:
+        """Whether these are the lines of this file, before or after."""
+        return bool(lines) and tuple(lines) in (self.old, self.new)
+
     def line(self, side: int, number: int) -> str:
         """The text of a line; side 0 is before, 1 after."""
         lines = (self.old, self.new)[side]
@@ -71,6 +75,9 @@ class Touched:
     """All source files that a fix touches, by path in the tree."""
 
     files: Mapping[str, TouchedFile] = field(default_factory=dict)
+    built: Path | None = None
+    """The tree in which the builds ran: some copy their sources before they compile them."""
+    _known: dict[str, TouchedFile | None] = field(default_factory=dict, compare=False)
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
@@ -81,6 +88,11 @@ class Touched:
 
     def find(self, name: str) -> TouchedFile | None:
         """The touched file that debug information calls ``name`` (absolute, or relative to some folder)."""
+        if name not in self._known:
+            self._known[name] = self._find(name)
+        return self._known[name]
+
+    def _find(self, name: str) -> TouchedFile | None:
         candidates = self._by_name.get(name.rpartition("/")[2], ())
         parts = [part for part in name.split("/") if part not in ("", ".")]
         best, length = None, 0
@@ -89,7 +101,33 @@ class Touched:
             common = _common_end(parts, own)
             if (common == min(len(parts), len(own)) or ".." in parts) and common > length:
                 best, length = self.files[path], common
+        if best is None and candidates and self.built is not None:
+            text = read_lines(locate(self.built, name))
+            return next((self.files[path] for path in candidates if self.files[path].has(text)), None)
         return best
+
+
+def locate(tree: Path, name: str) -> Path | None:
+    """Where a name in debug information leads in a tree: the longest end of it that exists there."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    for start in range(len(parts)):
+        path = tree.joinpath(*parts[start:])
+        if path.is_file():
+            return path
+    return None
+
+
+def read_lines(path: Path | None) -> tuple[str, ...]:
+    """The lines of a source file; none when there is no file."""
+    if path is None:
+        return ()
+    state = path.stat()
+    return _read_lines(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=64)
+def _read_lines(path: Path, _changed: int, _size: int) -> tuple[str, ...]:
+    return _lines(path.read_bytes())
 
 
 def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
@@ -101,8 +139,8 @@ def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
     return count
 
 
-def touched(source: Path, changes: Mapping[str, Change]) -> Touched:
-    """Compare the source files that a fix changes with those of the unfixed tree.
+def touched(source: Path, changes: Mapping[str, Change], built: Path | None = None) -> Touched:
+    """Compare the source files that a fix changes with those of the unfixed tree; ``built`` is where the builds ran.
 
     Raises:
         ForgeError: there is no program ``diff``.
@@ -116,7 +154,7 @@ def touched(source: Path, changes: Mapping[str, Change]) -> Touched:
             continue
         old = original.read_bytes() if original.is_file() else b""
         files[path] = compare(path, old, change.content or b"")
-    return Touched(files)
+    return Touched(files, built)
 
 
 def compare(path: str, old: bytes, new: bytes) -> TouchedFile:
