@@ -345,6 +345,62 @@ def test_a_string_inside_of_a_longer_one_is_found(tmp_path: Path) -> None:
         assert run.read_vaddr(place.vaddr - 8, 8) == b"the end "
 
 
+def test_assembler_with_tables_between_its_functions_is_found(tmp_path: Path) -> None:
+    """Tables in .text are no code, and what the assembler resolved leads backwards and forwards."""
+    assembler = """
+    .text
+    .globl first, second
+table: .quad 0x0f0b0f0bffffffff, 0x1122334455667788, 0x99aabbccddeeff06
+    .type first,@function
+first: .cfi_startproc
+    lea table(%rip), %rax
+    movslq %edi, %rdi
+    and $1, %edi
+    mov (%rax,%rdi,8), %rax
+    add $0x1234567, %rax
+    call second
+    ret
+    .cfi_endproc
+    .size first, .-first
+    .p2align 5
+    .type second,@function
+second: .cfi_startproc
+    lea after(%rip), %rdx
+    imul $77777, (%rdx), %eax
+    ret
+    .cfi_endproc
+    .size second, .-second
+after: .quad 0x06060606ffffffff, 0x0102030405060708
+    .section .note.GNU-stack,"",@progbits
+"""
+    files = {"one.S": assembler, "main.c": "int first(int); int main(int c, char **v) { return first(c); }\n"}
+    kit = Kit(tmp_path, files)
+    found = kit.match(Wanted(frozenset({(kit.path("one.S"), "first"), (kit.path("one.S"), "second")})))
+    assert found.findings == () and kit.wrong(found) == []
+    assert {key for _, key in found.functions} == {"first", "second"}
+
+
+def test_another_build_is_not_told_by_contents_or_order(tmp_path: Path) -> None:
+    """Twins in another order, in an object of which other flags have made something else: refused, not exchanged."""
+    twin = "{ return x * 12345 + 678901 * (x ^ 4242) + x / 7; }\n"
+    used = f"static {N} __attribute__((used)) int"
+    loop = (
+        "int loop(int x) { int s = 0; for (int i = 0; i < x; i++) { s += i * x; if (s > 1000) s -= 77; } return s; }\n"
+    )
+    before = f"{used} alpha(int x) {twin}{loop}{used} omega(int x) {twin}"
+    after = f"{used} omega(int x) {twin}{loop}{used} alpha(int x) {twin}".replace("-= 77", "-= 78")
+    main = {"main.c": "int loop(int); int main(int c, char **v) { return loop(c); }\n"}
+    for name in ("pre", "other"):
+        (tmp_path / name).mkdir()
+    kit = Kit(tmp_path / "pre", {"one.c": before, **main})
+    Kit(tmp_path / "other", {"one.c": after, **main})
+    wanted = Wanted(frozenset((kit.path("one.c"), name) for name in ("alpha", "omega")))
+    assert set(kit.match(wanted).functions) == set(wanted.functions)
+    with ElfFile.open(tmp_path / "other" / "run") as run, ElfFile.open(tmp_path / "pre" / "linked") as linked:
+        found = match(run, kit.objects, wanted, linked)
+    assert not found.functions and {item.symbol for item in found.findings} == {"alpha", "omega"}
+
+
 def test_the_report_says_how_each_address_is_known(tmp_path: Path) -> None:
     kit = Kit(tmp_path, PROGRAM, flags="-O2 -fPIC", link="-shared")
     path = kit.path("one.c")

@@ -184,8 +184,10 @@ class CodeIndex:
             return ()
         pattern = signature(atom)
         if pattern is None:
-            # Too little to look for, in code whose functions nobody knows.
-            return () if sum(len(code) for _, code in self._unknown) < 4 * max(atom.size, 16) else None
+            window = anywhere(atom)
+            if window is not None and not any(window.search(code) for _, code in self._unknown):
+                return ()
+            return None  # too little to look for, in code whose functions nobody knows
         hits = [vaddr + hit.start() for vaddr, code in self._unknown for hit in pattern.finditer(code)]
         return hits if len(hits) <= _SCAN_MOST else None
 
