@@ -141,8 +141,11 @@ def _refused(expected: Refused, row: Row, built: Report) -> None:
     _expect(built.status == 3, f"midflight build ended with {built.status}, and not with a refusal", built)
     _expect(not row.accepted, "a hotpatch was written all the same")
     everything = _standing(built)
-    # for what the fix does, and not because something of the running image was not found (MF12x to MF14x)
-    _expect(not [item for item in everything if re.match("MF1[234]", item["code"])], f"found {_codes(built)}", built)
+    # for what the fix does, and not because something of the running image was not found (MF12x to MF14x); an address
+    # that has one witness only (MF135) was found
+    _expect(
+        not [item for item in everything if re.match("MF1([24].|3[^5])", item["code"])], f"found {_codes(built)}", built
+    )
     findings = [finding for finding in everything if finding["code"] in expected.codes]
     seen = {finding["code"] for finding in findings}
     _expect(seen == expected.codes, f"found {_codes(built)}, not {sorted(expected.codes - seen)}", built)
