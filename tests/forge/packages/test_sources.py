@@ -167,3 +167,18 @@ def test_only_debians_own_archives_count(tmp_path: Path) -> None:
     )
     with pytest.raises(SourceError, match="no Debian archive for trixie is configured"):
         debian_sources(tmp_path, "trixie")
+
+
+def test_an_interrupted_download_leaves_nothing_behind(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(apt: debapt.Apt, name: str, version: str, folder: Path) -> str | None:
+        (folder / "partial").write_text("half")
+        raise KeyboardInterrupt
+
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(debapt.Apt, "download_source", interrupted)
+        fetch("tiny", cache, log=lambda line: None, etc=archive)
+    assert not any((cache / "tiny").iterdir())
+    assert fetch("tiny", cache, log=lambda line: None, etc=archive).version == "1.0-10"
