@@ -38,8 +38,9 @@ EXIT_STATUS = """\
 130  interrupted"""
 
 _ENVIRONMENT = """\
-NO_COLOR         no colour, even on a terminal
-MIDFLIGHT_DEBUG  set to 1 for full traces of errors"""
+NO_COLOR          no colour, even on a terminal
+MIDFLIGHT_DEBUG   set to 1 for full traces of errors
+MIDFLIGHT_CONFIG  folder of this machine's keys (default: /etc/midflight for root, ~/.config/midflight otherwise)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
