@@ -216,6 +216,14 @@ REFUSALS: dict[str, Refusal] = _table(
         "Give a running binary that has its symbol table, or its external debug file; or override this finding when "
         "you have checked the address yourself.",
     ),
+    Refusal(
+        "MF139",
+        "Source that does not fit as a whole",
+        "this source was made from that of {base}, and {count} functions of the objects concerned are not what runs: "
+        "{names}",
+        "Give the exact source of what runs with --source, or plan a restart.",
+        overridable=False,
+    ),
     # --- linking
     Refusal(
         "MF140",

@@ -36,6 +36,14 @@ int order(int pieces)
         sum += price(i) ^ (sum << 1);
     return sum;
 }
+
+int greetings(const char *name)
+{
+    int count = 1;
+    for (; *name; name++)
+        count = count * 5 + *name % 17;
+    return count;
+}
 """
 PROGRAM = """\
 #include "shop.h"
@@ -163,6 +171,31 @@ def test_a_version_that_has_the_fix_is_refused_or_taken_back_for_a_plain_build(a
         forged(archive, "CVE-2024-1111", version="1.0-2")
     made = forged(archive, "CVE-2024-1111", PLAIN, version="1.0-2")
     assert [function.name for function in made.manifest.targets[0].functions] == ["price"]
+
+
+QUIET = (
+    "--- a/shop.c\n+++ b/shop.c\n@@ -20,7 +20,7 @@\n int greetings(const char *name)\n {\n     int count = 1;\n"
+    "     for (; *name; name++)\n-        count = count * 5 + *name % 17;\n+        count = count * 6 + *name % 19;\n"
+    "     return count;\n }\n"
+)
+
+
+def test_a_source_made_from_another_must_match_as_a_whole(archive: Archive, tmp_path: Path) -> None:
+    """A patch came since of which nothing tells: what it changed does not match, although the fix is elsewhere."""
+    other = Archive(tmp_path, [], archive.binaries)
+    shutil.copytree(archive.pool, other.pool, ignore=shutil.ignore_patterns("*.dsc", "*.tar.*", "root-*", "shop-*"))
+    entries = [changelog_entry("shop", v, t, d) for v, t, d in (("1.0-2", "CVE-2024-1111", FEB), ("1.0-1", "x", JAN))]
+    patches = {"quiet.patch": QUIET, "CVE-2024-1111.patch": FIX}
+    debian = {"control": CONTROL, "rules": RULES, "changelog": "\n".join(entries)}
+    debian |= {f"patches/{name}": text for name, text in patches.items()}
+    other.add_source("shop", "1.0-2", FILES, debian | {"patches/series": "\n".join(patches) + "\n"})
+    other.publish()
+    shutil.copytree(archive.folder / "dpkg", other.folder / "dpkg")
+    with pytest.raises(RefusedWithFindings) as refused:
+        forged(other, "CVE-2024-1111")
+    (item,) = refused.value.findings
+    assert item.code == "MF139"
+    assert "made from that of 1.0-2" in item.reason and "greetings" in item.reason
 
 
 INTERRUPTED = """\

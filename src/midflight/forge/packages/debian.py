@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from midflight.errors import InputError
@@ -80,6 +80,10 @@ class Debian:
         """See ``PackageSource``."""
         source = exact_source(self.apt, self.cache, package.name, package.version, self.log)
         self.notes += source.notes
+        fixed = self._fixed(package, source, what)
+        return replace(fixed, made_from=source.base.version) if source.reconstructed else fixed
+
+    def _fixed(self, package: Package, source: Source, what: str) -> FixedSource:
         if what.startswith("="):
             return self._difference(package, source, what[1:])
         cve = re.fullmatch(r"(?i)CVE-\d{4}-\d{4,}", what)

@@ -12,6 +12,7 @@ from midflight.errors import InputError, Refused
 from midflight.forge.assessment import preview
 from midflight.forge.forge import ForgeRequest, ForgeResult, Progress, RefusedWithFindings
 from midflight.forge.packages.model import FixedSource, Package, PackageSource, Shipped
+from midflight.forge.refusals import finding
 from midflight.forge.run import may_build
 from midflight.forge.several import forge_images, nothing_to_patch
 from midflight.forge.source import read_fix
@@ -88,7 +89,19 @@ def forge_package(
     except RefusedWithFindings as refused:
         report = {**refused.report, **ready.facts}
         raise RefusedWithFindings(refused.findings, report, refused.evidence) from None
-    return replace(result, report={**result.report, **ready.facts})
+    report = {**result.report, **ready.facts}
+    if ready.source.made_from and (strange := _strange(result.report)):
+        names = ", ".join(strange[:6]) + (" …" if strange[6:] else "")
+        item = finding("MF139", "", str(ready.package), base=ready.source.made_from, count=len(strange), names=names)
+        raise RefusedWithFindings([item], report, result.evidence)
+    return replace(result, report=report)
+
+
+def _strange(report: Mapping[str, Any]) -> list[str]:
+    """Functions of the objects concerned that do not match: one is too many for a source that was made."""
+    images = report.get("images", [report])
+    objects = [item for image in images for item in image["match"]["objects"].values()]
+    return list(dict.fromkeys(name for item in objects for name in item["unmatched"]))
 
 
 def prepare(source: PackageSource, wanted: PackageRequest, request: ForgeRequest, progress: Progress) -> Prepared:

@@ -75,6 +75,8 @@ class FixedSource:
     cves: tuple[str, ...] = ()
     present: bool = False
     """Whether the package's version has the fix already: then ``tree`` is that version without it."""
+    made_from: str = ""
+    """The version from whose source this one was made, when the exact one is not to be had."""
 
 
 @dataclass(frozen=True, slots=True)
