@@ -13,6 +13,7 @@ In doubt (no DWARF, sources not found) it is a change. Source: DWARF 5 section 6
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -24,6 +25,9 @@ from midflight.errors import ImageError
 from midflight.forge import layout
 from midflight.forge.linetable import LineInfo, Row, read_line_info
 from midflight.forge.model import Atom
+
+SOURCES = "sources"
+"""Folder beside that of the kept objects of a build, with what the compilers read, by absolute path."""
 
 _LITERAL = re.compile(rb"(?<![\w.])(?:0[xX][0-9a-fA-F]+|[0-9]+)(?=[uUlL]*(?![\w.]))")
 _LINE_ARGUMENTS = {  # with the size of the immediate, which ends the instruction
@@ -82,6 +86,10 @@ class LineTables:
         if name.startswith("/usr/"):
             return b""
         places = [Path(name)] if name.startswith("/") else [parent / name for parent in self._path.parents]
+        kept = self._file.parent.parent / SOURCES
+        if kept.is_dir():
+            # The tree may be that of another build by now.
+            places = [kept / os.path.normpath(place).lstrip("/") for place in places]
         for place in places:
             if place.is_file():
                 return place.read_bytes()

@@ -21,11 +21,13 @@ from midflight.forge.builds import (
     NotCaptured,
     Records,
     keep_image,
+    read_dependencies,
     read_records,
     resolve_link,
 )
 from midflight.forge.buildtree import BuildTree, build_key, checked_source, locked, without_caches
 from midflight.forge.capture import changed_objects
+from midflight.forge.lines import SOURCES
 from midflight.forge.model import BuildPair
 from midflight.forge.place import Place
 from midflight.forge.run import Progress, run_build
@@ -189,7 +191,26 @@ class _Whole:
             )
             shutil.rmtree(base / "pre")
             self._pre_build(strangers=True)
+        self._keep_sources("pre")
         self.builds.complete_with(self.builds.environment["SOURCE_DATE_EPOCH"])
+
+    def _keep_sources(self, name: str) -> None:
+        """Keep the files that the compilers read, as they were in this build: the tree goes on to the next one.
+
+        They are needed when objects are compared, which may be at any later time. Links will do, since every build
+        begins with a tree of new files.
+        """
+        base = self.builds.base
+        kept: set[Path] = set()
+        for record in read_records(base / name).objects:
+            listed = record.dependencies
+            read = read_dependencies(listed, record.made.directory) if listed is not None else ()
+            kept |= {file for file in (record.made.source, *read) if file.is_relative_to(self.builds.path)}
+        for file in kept:
+            copy = base / name / SOURCES / file.relative_to("/")
+            if file.is_file() and not copy.exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                os.link(file.resolve(), copy)
 
     def _pre_build(self, strangers: bool) -> None:
         self.builds.fresh(self.source)
@@ -227,6 +248,7 @@ class _Whole:
             records = read_records(folder)
             anew = sum(record.made.saved.is_relative_to(folder) for record in records.objects)
             self.builds.progress(f"post: {anew} of {len(records.objects)} objects compiled anew")
+            self._keep_sources(name)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(self.builds.path, ignore_errors=True)

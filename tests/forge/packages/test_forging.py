@@ -37,6 +37,15 @@ int order(int pieces)
     return sum;
 }
 
+void complain(int line);
+
+int checked(int pieces)
+{
+    if (pieces > 99)
+        complain(__LINE__);
+    return pieces;
+}
+
 int greetings(const char *name)
 {
     int count = 1;
@@ -49,6 +58,11 @@ PROGRAM = """\
 #include "shop.h"
 #include <stdio.h>
 #include <stdlib.h>
+
+void complain(int line)
+{
+    printf("line %d\\n", line);
+}
 
 int main(int argc, char **argv)
 {
@@ -144,6 +158,25 @@ def test_an_image_can_be_chosen_by_its_soname(archive: Archive) -> None:
         forged(archive, "CVE-2024-1111", None, "libshop.so.2")
 
 
+def test_the_cache_and_another_fix_in_between_change_nothing(archive: Archive, tmp_path: Path) -> None:
+    """The sources of each build are looked at (for __LINE__), not those that the tree has by now."""
+    first = forged(archive, "CVE-2024-1111")
+    other = tmp_path / "other.patch"
+    other.write_text(
+        '--- a/shop.c\n+++ b/shop.c\n@@ -1,5 +1,6 @@\n #include "shop.h"\n \n'
+        "+/* 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 */\n"
+        " int limit = 1000;\n \n __attribute__((noinline)) int price(int pieces)\n"
+    )
+    # With these numbers in the source, a changed one may be more than a line's: the function is replaced.
+    assert [function.name for function in forged(archive, str(other)).manifest.targets[0].functions] == ["checked"]
+    again = forged(archive, "CVE-2024-1111")
+    shutil.rmtree(next((archive.folder / "work").iterdir()) / "tree")
+    without = forged(archive, "CVE-2024-1111")
+    assert first.payloads == again.payloads == without.payloads
+    names = [[function.name for function in made.manifest.targets[0].functions] for made in (first, again, without)]
+    assert names == [["price"]] * 3
+
+
 def test_a_fix_that_is_not_compiled_in_is_told(archive: Archive) -> None:
     with pytest.raises(Refused, match=r"MF160 nothing to patch: .* compiled into .*libshop\.so\.1\.0"):
         forged(archive, "CVE-2024-2222")
@@ -174,7 +207,7 @@ def test_a_version_that_has_the_fix_is_refused_or_taken_back_for_a_plain_build(a
 
 
 QUIET = (
-    "--- a/shop.c\n+++ b/shop.c\n@@ -20,7 +20,7 @@\n int greetings(const char *name)\n {\n     int count = 1;\n"
+    "--- a/shop.c\n+++ b/shop.c\n@@ -29,7 +29,7 @@\n int greetings(const char *name)\n {\n     int count = 1;\n"
     "     for (; *name; name++)\n-        count = count * 5 + *name % 17;\n+        count = count * 6 + *name % 19;\n"
     "     return count;\n }\n"
 )
