@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from midflight.errors import InputError, Refused
 from midflight.forge.forge import ForgeRequest, ForgeResult, RefusedWithFindings
+from midflight.forge.packages import forging
 from midflight.forge.packages.debian import Debian
 from midflight.forge.packages.forging import PLAIN, PackageRequest, forge_package
 from midflight.image.elf import ElfFile
@@ -226,6 +228,20 @@ def test_a_source_made_from_another_must_match_as_a_whole(archive: Archive, tmp_
     shutil.copytree(archive.folder / "dpkg", other.folder / "dpkg")
     with pytest.raises(RefusedWithFindings) as refused:
         forged(other, "CVE-2024-1111")
+    # The matcher itself trusts less where an object has a stranger; what it lets pass, MF139 refuses.
+    assert {item.code[:4] for item in refused.value.findings} == {"MF13"}
+
+
+def test_a_stranger_in_a_source_made_from_another_is_named(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = forged(archive, "CVE-2024-1111")
+    objects = {"shop.c": {"functions": 3, "of": 4, "unmatched": ["greetings"]}}
+    report = {**first.report, "images": [{"match": {"objects": objects}}]}
+    monkeypatch.setattr(forging, "forge_images", lambda *words: replace(first, report=report))
+    assert forged(archive, "CVE-2024-1111").manifest == first.manifest
+    real = Debian.fixed_source
+    monkeypatch.setattr(Debian, "fixed_source", lambda *words: replace(real(*words), made_from="1.0-2"))
+    with pytest.raises(RefusedWithFindings) as refused:
+        forged(archive, "CVE-2024-1111")
     (item,) = refused.value.findings
     assert item.code == "MF139"
     assert "made from that of 1.0-2" in item.reason and "greetings" in item.reason
