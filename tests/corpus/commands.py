@@ -47,7 +47,7 @@ def midflight(*words: str | Path) -> Report:
 def build(case: AnyCase, ready: Prepared, output: Path, key: Path) -> Report:
     """Make the hotpatch of a case for the production image that runs."""
     return midflight(
-        *("build", *ready.words, "--cve", case.cve),
+        *("build", *ready.words, *(("--cve", case.cve) if case.cve.startswith("CVE-") else ())),
         *("-o", output, "--key", key, "--cache", CACHE / "forge"),
         *(("--reviewer", REVIEWER) if case.reviewed else ()),
         *(word for finding, reason in case.reviewed.items() for word in ("--override", f"{finding}={reason}")),

@@ -16,6 +16,10 @@ CASES = (
             frozenset({"get_server_line", "stat_read_rtime", "apr_memcache_version", "apr_memcache_stats"}),
             HostProgram("aprutil_memcache.c", options=("-I/usr/include/apr-1.0", "-laprutil-1", "-lapr-1")),
         ),
+        reviewed={
+            f"MF170:{function}": "what it takes from the caller's pool is freed with that, before and after"
+            for function in ("apr_memcache_version", "stat_read_string")
+        },
     ),
     ShippedCase(
         APRUTIL,
