@@ -7,7 +7,7 @@ import socket
 import struct
 from pathlib import Path
 
-from tests.corpus.model import FLAGS, Case, Package, Patched, Refused, Subject
+from tests.corpus.model import FLAGS, Case, Nothing, Package, Patched, Refused, Shipped, ShippedCase, Subject
 from tests.corpus.targets import Daemon, ProbeError, Verdict, free_port
 
 
@@ -92,5 +92,13 @@ CASES = (
         ("CVE-2023-46853.patch",),
         # a member in the middle of what every request has, and the scripts hold
         Refused(frozenset({"MF111"}), frozenset({"mcp_parser_s"})),
+    ),
+    ShippedCase(
+        Shipped("memcached", "memcached", "1.6.18-1", "memcached"),
+        "CVE-2026-47783",
+        "CVE-2026-47783",
+        # Debian builds it without the password file of its own
+        Nothing(),
+        quick=True,
     ),
 )
