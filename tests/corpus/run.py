@@ -78,8 +78,8 @@ def _standing(report: Report) -> list[dict[str, str]]:
 
 
 def _codes(report: Report) -> list[str]:
-    """Two words for each finding that stands, for a message."""
-    return [f"{finding['code']} {finding['symbol']}" for finding in _standing(report)]
+    """Two words for each finding that stands, for a message; each once."""
+    return list(dict.fromkeys(f"{finding['code']} {finding['symbol']}" for finding in _standing(report)))
 
 
 def _built(expected: Patched, row: Row, built: Report, hotpatch: Path, public: Path) -> None:
