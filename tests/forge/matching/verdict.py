@@ -139,13 +139,17 @@ class _Judge:
 
     def functions(self, match: Match, wanted: Wanted) -> None:
         verdict, found = self.verdict, {(item.file, item.symbol) for item in match.findings}
+        folded = {(item.file, item.symbol) for item in match.findings if item.code == "MF134"}
         for path, key in sorted(wanted.functions):
             atom = self.known[path].code.atoms[key]
             places = self.places(path, atom)
             verdict.wanted += 1
             what = f"function {path.name}:{key}"
             place = match.functions.get((path, key))
-            if place is not None:
+            if place is not None and not places and (str(path), atom.name or key) in folded:
+                verdict.refused += 1  # the linker took its name away, and callers really get there
+                verdict.gone += 1
+            elif place is not None:
                 verdict.matched += 1
                 self.compare(what, place.vaddr, [item.value for item in places or ()])
                 self.size(what, place.vaddr, place.size, places or [])
@@ -184,15 +188,25 @@ class _Judge:
                 self.verdict.wrong.append(f"{what}: {label} at {value:#x} by the match, really {real[0].value:#x}")
 
     def data(self, match: Match) -> None:
+        doubtful = {(item.file, item.symbol) for item in match.findings}  # a person may vouch for these (MF135)
         for (path, key), place in match.data.items():
             atom = self.known[path].code.atoms[key]
+            if (str(path), atom.name or key) in doubtful:
+                continue
             places = self.places(path, atom)
             if places is None:
                 self.verdict.unchecked += 1
             else:
                 self.compare(f"{atom.kind} {path.name}:{key}", place.vaddr, [item.value for item in places])
+        doubtful_names = {symbol for _, symbol in doubtful}
         for name, place in match.symbols.items():
-            self.compare(f"symbol {name}", place.vaddr, [item.value for item in self.truth.shared(name)])
+            if name in doubtful_names:
+                continue
+            behind, values = self.truth.slot_of_entry(place.vaddr), {item.value for item in self.truth.shared(name)}
+            if behind is not None and place.vaddr not in values:  # the address of an IFUNC is its PLT entry's
+                self._slot(f"symbol {name}, the entry {place.vaddr:#x}", name, behind, ("R_X86_64_JUMP_SLOT",))
+            else:
+                self.compare(f"symbol {name}", place.vaddr, values)
 
     def slots(self, match: Match) -> None:
         for id_, slot in match.slots.items():
