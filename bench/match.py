@@ -16,8 +16,8 @@ from typing import Any
 from bench.measure import WORK, save, table
 from midflight.errors import MidflightError
 from midflight.forge.forge import ForgeRequest
-from midflight.forge.inputs import Inputs
-from midflight.forge.match import Wanted, match
+from midflight.forge.matching.inputs import Inputs
+from midflight.forge.matching.match import Wanted, match
 from midflight.forge.model import Build, Match
 from midflight.forge.packages.debian import Debian
 from midflight.forge.packages.forging import PackageRequest, prepare

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from midflight.forge.capture import build_pair
+from midflight.forge.capture.capture import build_pair
 from midflight.forge.model import Build, BuildPair
 from midflight.image.elf import ElfFile
 

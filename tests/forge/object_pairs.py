@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from midflight.forge.diff import difference
+from midflight.forge.difference.diff import difference
 from midflight.forge.model import ObjectCode, ObjectDiff
 from midflight.forge.objects import read_object
 

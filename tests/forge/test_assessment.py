@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from midflight.forge.assessment import assess, grouped, preview, refused, unknown
 from midflight.forge.model import Finding
 from midflight.forge.refusals import finding
-from midflight.forge.touched import Touched, compare
+from midflight.forge.review.assessment import assess, grouped, preview, refused, unknown
+from midflight.forge.review.touched import Touched, compare
 
 
 def item(found: Finding, overridden: str | None = None) -> dict[str, Any]:

@@ -264,7 +264,7 @@ def test_a_makefile_with_the_compilers_full_path(tmp_path: Path) -> None:
 INTERRUPTED = """
 import sys
 from pathlib import Path
-from midflight.forge.capture import build_pair
+from midflight.forge.capture.capture import build_pair
 source, fix, work, make = sys.argv[1:]
 build_pair(Path(source), Path(fix), make, "prog", Path(work), Path("/bin/true"), lambda line: print(line, flush=True))
 """

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from midflight.forge.entries import NoRoom, classify
-from midflight.forge.runimage import RunImage
+from midflight.forge.linking.entries import NoRoom, classify
+from midflight.forge.matching.runimage import RunImage
 from midflight.image.elf import ElfFile
 from midflight.patch.manifest import Entry
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from midflight.errors import ImageError
-from midflight.forge import layout
+from midflight.forge.difference import layout
 from midflight.image.elf import ElfFile
 
 from .object_pairs import compile_object, compile_pair

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from midflight.forge.diff import difference
+from midflight.forge.difference.diff import difference
 
 from .object_pairs import Pair, compile_pair
 

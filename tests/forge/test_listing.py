@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from midflight.forge.listing import Listing, SourceText, lines_of, side_by_side
-from midflight.forge.touched import Touched, compare
+from midflight.forge.review.listing import Listing, SourceText, lines_of, side_by_side
+from midflight.forge.review.touched import Touched, compare
 
 from .object_pairs import compile_pair
 

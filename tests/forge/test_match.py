@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from midflight.forge import decode
-from midflight.forge.match import Wanted, match
+from midflight.forge.matching import decode
+from midflight.forge.matching.match import Wanted, match
 from midflight.forge.model import Match, ObjectCode
 from midflight.forge.objects import read_object
 from midflight.image.elf import ElfFile

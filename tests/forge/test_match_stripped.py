@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from midflight.forge.debugfiles import open_debug_file
-from midflight.forge.inputs import Inputs
-from midflight.forge.match import Fixed, Wanted, match
+from midflight.forge.matching.debugfiles import open_debug_file
+from midflight.forge.matching.inputs import Inputs
+from midflight.forge.matching.match import Fixed, Wanted, match
 from midflight.forge.model import Match
 from midflight.forge.objects import read_object
 from midflight.image.elf import ElfFile

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from midflight.forge.model import Finding
-from midflight.forge.review import review
-from midflight.forge.touched import Touched, compare
+from midflight.forge.review.review import review
+from midflight.forge.review.touched import Touched, compare
 
 from .object_pairs import compile_pair
 

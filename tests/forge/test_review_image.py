@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from midflight.forge.callgraph import call_graph
+from midflight.forge.matching.runimage import RunImage
 from midflight.forge.model import Finding
-from midflight.forge.moments import moments
-from midflight.forge.reviewing import new_imports
-from midflight.forge.runimage import RunImage
+from midflight.forge.review.callgraph import call_graph
+from midflight.forge.review.moments import moments
+from midflight.forge.review.reviewing import new_imports
 from midflight.image.elf import ElfFile
 from midflight.patch.manifest import Import
 

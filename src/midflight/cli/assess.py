@@ -15,8 +15,8 @@ from midflight.cli.output import Output, Style, Styled, clean
 from midflight.errors import InputError, Refused
 
 if TYPE_CHECKING:
-    from midflight.forge.assessment import Assessment, Verdict
-    from midflight.forge.reviewing import Evidence
+    from midflight.forge.review.assessment import Assessment, Verdict
+    from midflight.forge.review.reviewing import Evidence
 
 HELP = """\
 Tells whether a fix can be hotpatched on the binary that runs, which finding forbids it, and what would allow it. Takes
@@ -74,9 +74,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
         raise InputError(f"the folder of {args.html} does not exist; make it first")
     args.name, args.sequence, args.description, args.cve = "", 1, "", []
 
-    from midflight.forge.assessment import assess, first_line, refused, unknown
+    from midflight.forge.capture.run import NotBuilt, no_builds
     from midflight.forge.forge import RefusedWithFindings
-    from midflight.forge.run import NotBuilt, no_builds
+    from midflight.forge.review.assessment import assess, first_line, refused, unknown
 
     evidence: tuple[Evidence, ...] = ()
     with build.work_folder(args) as work:
@@ -113,9 +113,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _first_answer(source: Path, fix: Path) -> Mapping[str, Any]:
-    from midflight.forge.assessment import preview
-    from midflight.forge.source import read_fix
-    from midflight.forge.touched import touched
+    from midflight.forge.capture.source import read_fix
+    from midflight.forge.review.assessment import preview
+    from midflight.forge.review.touched import touched
 
     tree = source.resolve()
     if not tree.is_dir():
@@ -126,7 +126,7 @@ def _first_answer(source: Path, fix: Path) -> Mapping[str, Any]:
 def show(result: Assessment, out: Output) -> None:
     """Print the answer for people: the verdict, then the findings, each with what would allow it."""
     out.line(Styled(result.summary, _STYLES[result.verdict]))
-    from midflight.forge.assessment import grouped
+    from midflight.forge.review.assessment import grouped
 
     for kind, (heading, style) in _HEADINGS.items():
         found = grouped([item for item in result.findings if item["kind"] == kind])
@@ -161,7 +161,7 @@ def _show_finding(item: Mapping[str, Any], style: str, out: Output) -> None:
 
 
 def _show_image(image: Mapping[str, Any], out: Output) -> None:
-    from midflight.forge.matchreport import summary
+    from midflight.forge.matching.matchreport import summary
 
     out.line(Styled(image["image"], "bold"), f"  build-id {image['build_id']}")
     rows = [

@@ -13,12 +13,12 @@ from typing import Any
 
 from midflight import __version__
 from midflight.cli.output import clean
-from midflight.forge.assessment import KINDS, Assessment, grouped
-from midflight.forge.listing import Line, Listing, Pair, SourceText, lines_of, side_by_side
-from midflight.forge.matchreport import summary
+from midflight.forge.matching.matchreport import summary
 from midflight.forge.model import ObjectDiff
 from midflight.forge.refusals import REFUSALS
-from midflight.forge.reviewing import Evidence
+from midflight.forge.review.assessment import KINDS, Assessment, grouped
+from midflight.forge.review.listing import Line, Listing, Pair, SourceText, lines_of, side_by_side
+from midflight.forge.review.reviewing import Evidence
 
 _HEADINGS = {
     "refusal": "What forbids it",

@@ -367,7 +367,7 @@ def _show(made: ForgeResult, out: Output) -> None:
 
 
 def _show_image(report: Mapping[str, Any], out: Output) -> None:
-    from midflight.forge.matchreport import summary
+    from midflight.forge.matching.matchreport import summary
     from midflight.forge.refusals import REFUSALS
 
     out.line(f"baseline  {report['image']}  build-id {report['build_id']}")

@@ -12,9 +12,9 @@ from midflight.cli.output import Output
 from midflight.errors import InputError
 
 if TYPE_CHECKING:
+    from midflight.forge.capture.wholebuild import Running
     from midflight.forge.packages.forging import Mapped, PackageRequest
     from midflight.forge.packages.model import PackageSource, Shipped
-    from midflight.forge.wholebuild import Running
 
 
 def package_source(args: argparse.Namespace, work: Path, out: Output) -> PackageSource:
@@ -50,7 +50,7 @@ def _older_builds(folder: Path) -> Mapped:
         from midflight.cli.processes import chosen
         from midflight.engine.modules import Files
         from midflight.errors import MidflightError
-        from midflight.forge.wholebuild import Running
+        from midflight.forge.capture.wholebuild import Running
         from midflight.image.elf import ElfFile
 
         names = {Path(item.name).name: item.name for item in files}

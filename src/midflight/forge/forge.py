@@ -16,24 +16,24 @@ from typing import Any
 
 import midflight
 from midflight.errors import ForgeError, InputError, Refused
-from midflight.forge.capture import build_pair
-from midflight.forge.debugfiles import open_debug_file
-from midflight.forge.diff import difference
-from midflight.forge.hooks import compile_hooks, example, hook_functions, strangers
-from midflight.forge.inputs import Inputs
-from midflight.forge.link import Linked, link
-from midflight.forge.match import Fixed, Key, match
-from midflight.forge.matchreport import match_report
+from midflight.forge.capture.capture import build_pair
+from midflight.forge.capture.source import read_fix
+from midflight.forge.difference.diff import difference
+from midflight.forge.difference.moves import moved
+from midflight.forge.difference.overruled import folded, has_local_symbols, overruled
+from midflight.forge.linking.hooks import compile_hooks, example, hook_functions, strangers
+from midflight.forge.linking.link import Linked, link
+from midflight.forge.linking.select import Selection, select
+from midflight.forge.matching.debugfiles import open_debug_file
+from midflight.forge.matching.inputs import Inputs
+from midflight.forge.matching.match import Fixed, Key, match
+from midflight.forge.matching.matchreport import match_report
+from midflight.forge.matching.runimage import RunImage
 from midflight.forge.model import BuildPair, Finding, Match, ObjectCode, ObjectDiff
-from midflight.forge.moves import moved
 from midflight.forge.objects import read_object
-from midflight.forge.overruled import folded, has_local_symbols, overruled
 from midflight.forge.refusals import REFUSALS, finding
-from midflight.forge.reviewing import Evidence, review_image
-from midflight.forge.runimage import RunImage
-from midflight.forge.select import Selection, select
-from midflight.forge.source import read_fix
-from midflight.forge.touched import touched
+from midflight.forge.review.reviewing import Evidence, review_image
+from midflight.forge.review.touched import touched
 from midflight.image.elf import ElfFile
 from midflight.patch.manifest import (
     REVIEWED_SCHEMA,
@@ -51,7 +51,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ForgeRequest:
-    """What the author asks for; see :func:`midflight.forge.capture.build_pair` for the first five."""
+    """What the author asks for; see :func:`midflight.forge.capture.capture.build_pair` for the first five."""
 
     source: Path
     fix: Path

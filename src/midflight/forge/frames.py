@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from midflight.errors import ImageError
-from midflight.forge.dwarf import sleb, uleb
+from midflight.forge.difference.dwarf import sleb, uleb
 from midflight.forge.rawobject import RawObject
 from midflight.image.model import Relocation
 

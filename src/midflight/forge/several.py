@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from midflight.errors import Refused
+from midflight.forge.capture.wholebuild import ImagePair, Images
 from midflight.forge.forge import ForgeRequest, ForgeResult, Progress, RefusedWithFindings, forge_pair
 from midflight.forge.model import BuildPair
 from midflight.forge.refusals import REFUSALS, finding
-from midflight.forge.reviewing import combined
-from midflight.forge.wholebuild import ImagePair, Images
+from midflight.forge.review.reviewing import combined
 
 Key = tuple[str, str]
 """Code and symbol of an override."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from midflight.forge.match import Wanted, match
+from midflight.forge.matching.match import Wanted, match
 from midflight.forge.model import ObjectCode
 from midflight.forge.objects import read_object
 from midflight.image.elf import ElfFile

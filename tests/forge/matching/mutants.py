@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import iced_x86 as x86
 
-from midflight.forge import decode
-from midflight.forge.decode import is_near_branch, is_padding
+from midflight.forge.matching import decode
+from midflight.forge.matching.decode import is_near_branch, is_padding
 from tests.forge.matching.truth import Symbols
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from midflight.forge.calls import uses
-from midflight.forge.decode import is_near_branch
 from midflight.forge.forge import RefusedWithFindings
-from midflight.forge.match import Key
+from midflight.forge.matching.decode import is_near_branch
+from midflight.forge.matching.match import Key
 from midflight.forge.model import BuildPair
 from midflight.image.elf import ElfFile
 from tests.forge.matching.building import Kit

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from midflight.forge import decode, relocs
-from midflight.forge.match import Key
+from midflight.forge import relocs
+from midflight.forge.matching import decode
+from midflight.forge.matching.match import Key
 from midflight.forge.model import Atom, ObjectCode
 from tests.forge.matching.building import Kit, build
 from tests.forge.matching.campaign import read_known

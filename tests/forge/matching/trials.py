@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from midflight.forge.match import Key, Wanted, match
+from midflight.forge.matching.match import Key, Wanted, match
 from midflight.forge.model import Match, ObjectCode, Place
 from midflight.image.elf import ElfFile
 from tests.forge.matching.building import Built, Kit, build

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from midflight.forge import decode
-from midflight.forge.match import Wanted
+from midflight.forge.matching import decode
+from midflight.forge.matching.match import Wanted
 from midflight.forge.model import Atom, Match, ObjectCode
 from tests.forge.matching.truth import Labels, Name, Truth
 

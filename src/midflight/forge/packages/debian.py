@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from midflight.errors import InputError
+from midflight.forge.matching.place import Place
 from midflight.forge.packages import dependencies, fixes
 from midflight.forge.packages.apt import ADMIN, Apt, Log, SourceError, codename, locked, need_tools, private_apt, run
 from midflight.forge.packages.buildroot import make_root
@@ -22,7 +23,6 @@ from midflight.forge.packages.reconstruct import Source, exact_source
 from midflight.forge.packages.shipped import none_shipped, shipped_files
 from midflight.forge.packages.sources import SourcePackage, fetch_exactly
 from midflight.forge.packages.versions import compare, file_name, upstream, version_key
-from midflight.forge.place import Place
 
 
 @dataclass(slots=True)

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from midflight.errors import InputError, Refused
-from midflight.forge.assessment import preview
+from midflight.forge.capture.run import may_build
+from midflight.forge.capture.source import read_fix
+from midflight.forge.capture.wholebuild import Images, Running, WholeBuild, build_images
 from midflight.forge.forge import ForgeRequest, ForgeResult, Progress, RefusedWithFindings
 from midflight.forge.packages.model import FixedSource, Package, PackageSource, Shipped
 from midflight.forge.refusals import finding
-from midflight.forge.run import may_build
+from midflight.forge.review.assessment import preview
+from midflight.forge.review.touched import touched
 from midflight.forge.several import forge_images, nothing_to_patch
-from midflight.forge.source import read_fix
-from midflight.forge.touched import touched
-from midflight.forge.wholebuild import Images, Running, WholeBuild, build_images
 from midflight.image.elf import ElfFile
 
 PLAIN = "plain"

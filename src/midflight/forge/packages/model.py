@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from midflight.forge.place import Place
+from midflight.forge.matching.place import Place
 
 
 @dataclass(frozen=True, slots=True)
