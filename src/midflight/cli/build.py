@@ -371,11 +371,19 @@ def _show_image(report: Mapping[str, Any], out: Output) -> None:
     from midflight.forge.refusals import REFUSALS
 
     out.line(f"baseline  {report['image']}  build-id {report['build_id']}")
+    witnesses = {item["vaddr"]: item["witnesses"] for item in report["match"]["addresses"]}
     rows = [
-        (item["name"], item["file"], f"{item['size_before']}", f"{item['size_after']}", item["matched_by"] or "-")
+        (
+            item["name"],
+            item["file"],
+            f"{item['size_before']}",
+            f"{item['size_after']}",
+            re.sub(r",.*| from .*", "", item["matched_by"] or "-"),
+            f"{witnesses.get(item['vaddr'], '-')}",
+        )
         for item in report["functions"]
     ]
-    out.table(["FUNCTION", "FILE", "BYTES", "NEW", "FOUND BY"], rows)
+    out.table(["FUNCTION", "FILE", "BYTES", "NEW", "FOUND BY", "WITNESSES"], rows)
     out.line("matched   ", summary(report["match"]))
     if report["new"]:
         out.line("new       ", ", ".join(report["new"]))
