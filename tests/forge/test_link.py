@@ -146,7 +146,8 @@ def test_everything_of_c(tmp_path: Path, kit: Kit) -> None:
     else:
         texts = [everything(False), everything(True)]
     project = Project(tmp_path, {"main.c": main, "image.c": texts[0], "other.c": OTHER}, {"image.c": texts[1]}, kit)
-    result = project.forge()
+    sorts = {("MF171", "fresh"): "a new function, which sorts a copy of its own"}
+    result = project.forge(overrides=sorts, reviewer="A Tester <tester@example.org>")
     before, patched, fixed = project.outputs(result)
     assert before != fixed
     assert patched == fixed
@@ -264,7 +265,14 @@ def test_exceptions_through_and_in_patched_cxx(tmp_path: Path, kit: Kit) -> None
     # Position-dependent code cannot be made to look elsewhere for a variable of a library: see the next test.
     thrown = "std::runtime_error" if "-no-pie" in kit.link else "std::out_of_range"
     project = Project(tmp_path, {"main.cc": CXX_MAIN, "image.cc": cxx(False)}, {"image.cc": cxx(True, thrown)}, kit)
-    result = project.forge()
+    pair = project.pair()
+    with pytest.raises(RefusedWithFindings) as refused:
+        project.forge(pair)
+    findings = {(item.code, item.symbol) for item in refused.value.findings}
+    assert {code for code, _ in findings} == {"MF170"} and all("Fresh" in symbol for _, symbol in findings), findings
+    # Its destructors free: those of a new class, of which the old code made no object.
+    reasons = dict.fromkeys(findings, "a new class")
+    result = project.forge(pair, overrides=reasons, reviewer="A Tester <tester@example.org>")
     before, patched, fixed = project.outputs(result)
     assert before != fixed
     assert patched == fixed

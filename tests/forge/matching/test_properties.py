@@ -15,7 +15,7 @@ from tests.forge.matching.campaign import one_seed
 from tests.forge.matching.programs import generate
 from tests.forge.matching.verdict import Verdict, describe
 
-CHUNKS, SEEDS_OF_A_CHUNK = 11, 6
+CHUNKS, SEEDS_OF_A_CHUNK = 12, 6
 LEAST_FUNCTIONS = 20_000 // CHUNKS
 """Of each chunk, so that all together ask for 20,000 functions that are there."""
 LEAST_RECALL = 0.75

@@ -76,6 +76,8 @@ def owns(name: str) -> bool:
     parts = words(name)
     if not parts or name in _NOT_OWNING or locks(name) or unlocks(name):
         return False
+    if name.startswith("__cxa_"):
+        return False  # the compiler's own, for an exception in flight (Itanium C++ ABI, exception handling, 2.4)
     if any(_ALLOCATES.match(w) or _FREES.match(w) or w in _COUNTS for w in parts):
         return True
     joined = "".join(parts)
