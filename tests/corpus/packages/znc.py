@@ -110,6 +110,14 @@ CASES = (
         "CVE-2024-39844",
         ("CVE-2024-39844.patch",),
         # virtual member functions of a class that a module defines; exceptions pass through them
-        Patched(Znc, frozenset({"_ZN7CModTcl6OnNickERK5CNickRK7CStringRKSt6vectorIP5CChanSaIS8_EE"})),
+        Patched(
+            Znc,
+            frozenset(
+                {
+                    "_ZN7CModTcl6OnKickERK5CNickRK7CStringR5CChanS5_",
+                    "_ZN7CModTcl6OnNickERK5CNickRK7CStringRKSt6vectorIP5CChanSaIS8_EE",
+                }
+            ),
+        ),
     ),
 )
