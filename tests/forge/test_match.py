@@ -241,3 +241,51 @@ def test_a_jump_to_another_place_is_a_difference() -> None:
     near = bytes.fromhex("85ff 0f8402000000 ffc0 ffc3 c3".replace(" ", ""))
     longer = decode.compare_code(pre, (), near, 0x1000)
     assert isinstance(longer, decode.Same) and longer.size == len(near)
+
+
+@pytest.mark.parametrize("strip", [False, True])
+def test_a_jump_over_a_lock_prefix(tmp_path: Path, strip: bool) -> None:
+    # glibc's malloc: `je 1f; lock; 1: cmpxchg`
+    files = {
+        "one.c": """
+int count(int *p, int many, int x) {
+  for (int i = 0; i < x; i++) {
+    __asm__ volatile("testl %1, %1; je 1f; lock; 1: addl $3, %0" : "+m"(*p) : "r"(many) : "cc");
+    x -= *p * 7 + many;
+  }
+  return x ^ many;
+}
+int main(int c, char **v) { return count(&c, c, 9); }
+"""
+    }
+    found, _run, _code = compile_and_match(tmp_path, files, "one.c", strip=strip)
+    assert found.findings == ()
+    assert {key for _, key in found.functions} == {"count", "main"}
+    other = {"one.c": files["one.c"].replace("je 1f; lock; 1:", "je 1f; 1: lock;")}
+    (tmp_path / "other").mkdir()
+    found, _run, _code = compile_and_match(tmp_path / "other", files, "one.c", strip=strip, run_files=other)
+    assert any(item.symbol == "count" and item.code in ("MF130", "MF132") for item in found.findings)
+    assert "count" not in {key for _, key in found.functions}
+
+
+def test_a_thread_local_variable_is_known_by_each_of_its_names(tmp_path: Path) -> None:
+    # glibc's errno is __libc_errno for its own objects.
+    (tmp_path / "one.c").write_text(
+        'extern __thread int inner __attribute__((visibility("hidden")));\n'
+        "int fail(int x) { if (x > 3) { inner = x * 7; return -1; } return x + 1; }\n"
+    )
+    (tmp_path / "two.c").write_text(
+        "__thread int outer;\n"
+        'extern __thread int inner __attribute__((alias("outer"), visibility("hidden")));\n'
+        "int last(void) { return outer; }\n"
+    )
+    flags = "-O2 -fPIC -ftls-model=initial-exec"
+    sh(f"gcc {flags} -c one.c two.c && gcc -shared -o run one.o two.o -Wl,--build-id && strip run", tmp_path)
+    codes = {}
+    for name in ("one", "two"):
+        sh(f"gcc {flags} {' '.join(SECTIONS)} -c {name}.c -o {name}.object", tmp_path)
+        code = read_object(tmp_path / f"{name}.object", tmp_path / f"{name}.c")
+        codes[code.path] = code
+    with ElfFile.open(tmp_path / "run") as run:
+        found = match(run, codes, everything_in(codes[tmp_path / "one.c"]))
+    assert found.tls_slots["inner"] == found.tls_slots["outer"]

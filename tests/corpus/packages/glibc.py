@@ -38,7 +38,7 @@ CASES = (
         Files(("malloc/malloc.c",), NEWER),
         # the allocator; it sets errno, which is thread-local
         _libc("glibc_memalign.c", "_int_memalign"),
-        note="libc jumps over the lock prefix, into an instruction: a matcher that decodes whole ones stumbles there",
+        note="libc jumps over the lock prefix, into an instruction; errno has another name inside",
     ),
     ShippedCase(
         GLIBC,

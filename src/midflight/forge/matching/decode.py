@@ -73,6 +73,7 @@ _LE_LD = re.compile(
 
 
 CALL = x86.Mnemonic.CALL
+_LOCK = 0xF0  # Intel SDM volume 2, 2.1.1
 
 
 def decode(code: bytes, vaddr: int = 0) -> list[x86.Instruction]:
@@ -155,6 +156,7 @@ class _Comparison:
                 return Different(self.at, text(pre), "the end of the code")
             at = self.at
             self.places[at] = self.vaddr + self.position
+            self._note_lock(index)
             try:
                 self._step(pre, run)
             except _Mismatch:
@@ -165,6 +167,11 @@ class _Comparison:
         self.pre_index.setdefault(len(self.code), index)
         self.run_index.setdefault(self.end, index)
         return self._check_inner()
+
+    def _note_lock(self, index: int) -> None:
+        """C libraries jump over a lock prefix when they have one thread alone: into the middle of an instruction."""
+        if self.code[self.at] == self.run[self.position] == _LOCK:
+            self.pre_index[self.at + 1] = self.run_index[self.position + 1] = ~index
 
     def _skip_padding(self, index: int) -> None:
         """Go over alignment on both sides; every place in it means the instruction after it."""

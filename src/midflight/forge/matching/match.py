@@ -418,7 +418,12 @@ class _Matcher:
         return ObjectMatch(len(there), len(there) - len(unmatched), names)
 
     def _lowest(self, what: str) -> Mapping[str, int]:
-        found = {name_of(id_): min(values) for (id_, kind, _), values in self.facts.known.items() if kind == what}
+        found: dict[str, int] = {}
+        for (id_, kind, _), values in self.facts.known.items():
+            if kind == what:
+                # Other objects may know it by another of its names (glibc: errno and __libc_errno).
+                names = (name_of(id_), *(self.names.names_of(id_) if id_[0] is None else ()))
+                found.update((name, min(values)) for name in names)
         return dict(sorted(found.items()))
 
 
