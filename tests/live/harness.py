@@ -95,8 +95,12 @@ class Lab:
         sequence: int = 1,
         options: Sequence[str] = (),
         status: int | None = 0,
+        reviewed: str | None = None,
     ) -> Fix:
-        """Build the program that runs, and the hotpatch from ``before`` to ``after`` (files that change) for it."""
+        """Build the program that runs, and the hotpatch from ``before`` to ``after`` (files that change) for it.
+
+        ``reviewed``: the fix must ask for sign-offs, and this is the reason that a reviewer gives for each of them.
+        """
         source = self.tree(f"{name}/source", before)
         fixed = self.tree(f"{name}/fixed-{sequence}", {**before, **after})
         running = self.folder / name / "running"
@@ -105,12 +109,17 @@ class Lab:
             shutil.copytree(source, running)
             subprocess.run(["sh", "-ec", make], cwd=running, check=True, capture_output=True)
         out = self.folder / name / f"{sequence}.hotpatch"
-        ran = midflight(
+        words: list[str | Path] = [
             "build", "--source", source, "--fix", fixed, "--make", make, "--image", image, "--running", running / image,
             "--name", name, "--sequence", str(sequence), "--key", self.key, "-o", out, "--json", *options,
-            status=status,
-        )  # fmt: skip
-        return Fix(self, running / image, out, ran)
+        ]  # fmt: skip
+        if reviewed is not None:
+            found = midflight(*words, status=3).json["report"]["findings"]
+            asked = {(item["code"], item["symbol"]) for item in found if item["kind"] == "sign-off"}
+            assert asked and not [item for item in found if item["kind"] == "refusal"], found
+            words += ["--reviewer", "A Tester <tester@example.org>"]
+            words += [word for code, symbol in asked for word in ("--override", f"{code}:{symbol}={reviewed}")]
+        return Fix(self, running / image, out, midflight(*words, status=status))
 
 
 @dataclass(frozen=True)

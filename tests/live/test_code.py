@@ -15,6 +15,8 @@ from tests.live.story import Story, source, tell
 
 pytestmark = pytest.mark.live
 
+REVIEWED = "nothing that the program holds is older than the rule"
+
 FLAGS = {
     "O2": "cc -O2",
     "O1-protector": "cc -O1 -fstack-protector-strong",
@@ -37,7 +39,7 @@ def code(request: pytest.FixtureRequest, lab: Lab) -> Story:
     before, after = source("code.c")
     make = f"{FLAGS[request.param]} -pthread -fcommon -o target code.c -lm"
     questions = re.findall(r"\bE\((\w\w+)\)", before["code.c"])
-    return tell(lab.fix(name, before, after, make=make), questions)
+    return tell(lab.fix(name, before, after, make=make, reviewed=REVIEWED), questions)
 
 
 def test_parameters_of_many_types_and_counts_arrive(code: Story) -> None:

@@ -11,6 +11,8 @@ from tests.live.story import Story, finish, source, tell
 
 pytestmark = pytest.mark.live
 
+REVIEWED = "nothing that the program holds is older than the rule"
+
 FLAGS = {
     "O2": "g++ -O2",
     "static": "g++ -O2 -static",
@@ -25,7 +27,7 @@ def cpp(request: pytest.FixtureRequest, lab: Lab) -> Story:
     before, after = source("cpp.cc")
     make = f"{FLAGS[request.param]} -pthread -o target cpp.cc"
     questions = re.findall(r"\bE\((\w\w+)\)", before["cpp.cc"])
-    return tell(lab.fix(name, before, after, make=make), questions)
+    return tell(lab.fix(name, before, after, make=make, reviewed=REVIEWED), questions)
 
 
 def test_methods_and_virtual_methods_of_objects_that_exist(cpp: Story) -> None:
@@ -83,7 +85,7 @@ def test_destructors_that_new_code_registered_run_at_exit_after_a_revert(cpp: St
 
 def test_exit_while_patched(lab: Lab) -> None:
     before, after = source("cpp.cc")
-    fix = lab.fix("cpp-exit", before, after, make="g++ -O2 -pthread -o target cpp.cc")
+    fix = lab.fix("cpp-exit", before, after, make="g++ -O2 -pthread -o target cpp.cc", reviewed=REVIEWED)
     with Target.start(fix.image) as target:
         fix.apply(target.pid)
         assert target.ask("guards") == "105 501 2"
