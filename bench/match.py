@@ -77,7 +77,7 @@ def _line_added(tree: Path, name: str, patch: Path) -> Path:
 
 
 def _image(file: Path, name: str, build: Build) -> dict[str, Any]:
-    inputs = Inputs({path: build.objects[path].saved for path in build.inputs if path in build.objects})
+    inputs = Inputs.of_build(build)
     wanted = everything(inputs)
     with ElfFile.open(file) as run, ElfFile.open(build.image) as linked:
         begin = time.monotonic()

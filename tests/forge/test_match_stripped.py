@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.match import everything
 from midflight.forge.matching.debugfiles import open_debug_file
 from midflight.forge.matching.inputs import Inputs
 from midflight.forge.matching.match import Fixed, Wanted, match
@@ -82,14 +83,6 @@ class Kit:
                 if atom.name and place.vaddr not in mine:
                     bad.append(f"{path.name} {key}: {place.vaddr:#x}, really {[hex(v) for v in mine]} ({place.how})")
         return bad
-
-
-def everything(objects: Inputs) -> Wanted:
-    atoms = [(path, key, atom) for path in objects for key, atom in objects[path].atoms.items()]
-    functions = frozenset((path, key) for path, key, atom in atoms if atom.kind == "function")
-    return Wanted(
-        functions, frozenset((path, key) for path, key, atom in atoms if atom.kind != "function" and atom.name)
-    )
 
 
 COMMON = f"""

@@ -272,34 +272,24 @@ class _Work:
             self.findings.append(finding("MF144", code.path, code.path.name, what="the file defines no hook"))
         return code
 
-    def _inputs(self) -> Inputs:
-        """All objects of the unfixed image; those that did not change may tell where things are, too."""
-        build = self.pair.pre
-        files = {path: build.objects[path].saved for path in build.inputs if path in build.objects}
-        known = {diff.pre.path: diff.pre for diff in self.diffs if diff.pre is not None}
-        return Inputs(files | {path: code.file for path, code in known.items()}, known)
-
     def _fixed(self) -> Fixed:
         """The fixed build, for the case that it is what runs."""
-        build = self.pair.post
-        files = {path: build.objects[path].saved for path in build.inputs if path in build.objects}
-        known = {diff.post.path: diff.post for diff in self.diffs}
         changed = {(diff.post.path, pre): (diff.post.path, post) for diff in self.diffs for pre, post in diff.changed}
-        return Fixed(Inputs(files | {path: code.file for path, code in known.items()}, known), changed)
+        return Fixed(Inputs.of_build(self.pair.post, (diff.post for diff in self.diffs)), changed)
 
     def _select(self, hooks: ObjectCode | None, names: Sequence[str]) -> None:
         """Choose and match, again when the match finds that a function was inlined everywhere."""
         image = RunImage(self.run)
-        before = self._inputs()
+        # All objects of the unfixed image; those that did not change may tell where things are, too.
+        before = Inputs.of_build(self.pair.pre, (diff.pre for diff in self.diffs if diff.pre is not None))
+        fixed = self._fixed()
         absent: frozenset[Key] = frozenset()
         while True:
             self.selection = select(
                 self.diffs, lambda name: image.global_symbol(name) is not None, hooks, names, absent
             )
             with ElfFile.open(self.pair.pre.image) as linked:
-                self.matched = match(
-                    self.run, before, self.selection.wanted, linked, fixed=self._fixed(), debug=self.debug
-                )
+                self.matched = match(self.run, before, self.selection.wanted, linked, fixed=fixed, debug=self.debug)
             if self.matched.absent <= absent:
                 return
             absent |= self.matched.absent

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from midflight.errors import ImageError
-from midflight.forge.model import ObjectCode
+from midflight.forge.model import Build, ObjectCode
 from midflight.forge.objects import read_object
 from midflight.image.elf import ElfFile
 from midflight.image.model import Symbol
@@ -52,6 +52,13 @@ class Inputs(Mapping[Path, ObjectCode]):
         self._files = dict(files)
         self._read = dict(known or {})
         self._summaries: dict[Path, SymbolSummary] = {}
+
+    @classmethod
+    def of_build(cls, build: Build, known: Iterable[ObjectCode] = ()) -> Inputs:
+        """All objects of the image that a build made; ``known`` are read already."""
+        files = {path: build.objects[path].saved for path in build.inputs if path in build.objects}
+        read = {code.path: code for code in known}
+        return cls(files | {path: code.file for path, code in read.items()}, read)
 
     @classmethod
     def of(cls, objects: Mapping[Path, ObjectCode]) -> Inputs:

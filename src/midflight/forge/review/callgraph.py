@@ -46,9 +46,6 @@ class Node:
     loops: list[tuple[int, int]] = field(default_factory=list)
     """(first, last) addresses of what a jump backwards spans."""
 
-    def in_loop(self, at: int) -> bool:
-        return any(first <= at <= last for first, last in self.loops)
-
 
 @dataclass(slots=True)
 class CallGraph:
