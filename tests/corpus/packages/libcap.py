@@ -9,7 +9,7 @@ FIX = "Address-a-potential-TOCTOU-race-condition-in-cap_set_file.patch"
 LIBCAP = Package(
     "libcap2",
     "1:2.66-4+deb12u3",
-    "make -j2 -C libcap GOLANG=no COPTS='-O2 -g' libcap.so.2.66",
+    "make -C libcap GOLANG=no COPTS='-O2 -g' libcap.so.2.66",
     "libcap/libcap.so.2.66",
 )
 
