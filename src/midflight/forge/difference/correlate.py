@@ -30,6 +30,10 @@ _NUMBERED = re.compile(r"^(?P<base>.+?)\.\d+$")
 _CXX_LOCAL = re.compile(r"^(?P<base>_ZZ.+E.+?)_\d+_?$")
 _CLONE = re.compile(r"\.(?P<what>part|isra|constprop|cold|lto_priv)\.\d+")
 _INITIALISER = re.compile(r"^(_GLOBAL__sub_[ID]_).+")
+# Names for which the preprocessor pasted a line number, in sections that are read as one list.
+_ENTRY = re.compile(r"^(?P<base>.*[^\d])\d+$")
+COLLECTED = re.compile(r"^(?!COMMON$)[A-Za-z_][A-Za-z0-9_]*$")
+"""Section names for which the linker makes __start_NAME and __stop_NAME."""
 
 
 @dataclass(slots=True)
@@ -75,6 +79,7 @@ def group_of(atom: Atom) -> str | None:
 def correlate(pre: ObjectCode, post: ObjectCode) -> Correlation:
     """Correlate the named atoms of two objects."""
     correlation = Correlation(pre, post)
+    _entries(correlation)
     _by_name(correlation)
     groups = _groups(correlation)
     for old, new in groups:
@@ -88,6 +93,26 @@ def correlate(pre: ObjectCode, post: ObjectCode) -> Correlation:
     return correlation
 
 
+def _entries(correlation: Correlation) -> None:
+    """Entries of lists that are read through their bounds, named after lines: the same in the same order, when there
+    are as many as before and no code names one. (What they hold is compared afterwards.)"""
+    found: dict[tuple[str, str], tuple[list[Atom], list[Atom]]] = {}
+    for side, code in enumerate((correlation.pre, correlation.post)):
+        named = {r.atom for atom in code.atoms.values() if atom.kind == "function" for r in atom.references}
+        for atom in code.atoms.values():
+            name = _ENTRY.match(atom.name) if atom.binding == "local" and COLLECTED.match(atom.section) else None
+            if name is not None and atom.kind != "function" and atom.key not in named:
+                found.setdefault((atom.section, name["base"]), ([], []))[side].append(atom)
+    for old, new in found.values():
+        if len(old) == len(new):
+            for a, b in zip(sorted(old, key=_place), sorted(new, key=_place), strict=True):
+                correlation.add(a.key, b.key)
+
+
+def _place(atom: Atom) -> int:
+    return atom.offset
+
+
 def _by_name(correlation: Correlation) -> None:
     names: dict[str, str] = {}
     for key, atom in correlation.pre.atoms.items():
@@ -95,7 +120,7 @@ def _by_name(correlation: Correlation) -> None:
             for name in (*atom.aliases, atom.name):
                 names[name] = key
     for key, atom in correlation.post.atoms.items():
-        if not atom.name or group_of(atom) is not None:
+        if not atom.name or group_of(atom) is not None or key in correlation.to_pre:
             continue
         for name in (atom.name, *atom.aliases):
             found = names.get(name)
@@ -234,4 +259,4 @@ def _unnamed_data(correlation: Correlation) -> None:
             correlation.add(key, key)
 
 
-__all__ = ["STORAGE", "Correlation", "Storage", "correlate", "group_of", "masked"]
+__all__ = ["COLLECTED", "STORAGE", "Correlation", "Storage", "correlate", "group_of", "masked"]

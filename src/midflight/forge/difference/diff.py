@@ -13,13 +13,12 @@ from functools import cached_property
 from midflight.forge.calls import address_taken, uses
 from midflight.forge.difference import layout, startup
 from midflight.forge.difference.compare import Comparer
-from midflight.forge.difference.correlate import STORAGE, Correlation, correlate
+from midflight.forge.difference.correlate import COLLECTED, STORAGE, Correlation, correlate
 from midflight.forge.difference.escapes import NAME_STRING, escaping
 from midflight.forge.difference.lines import LineTables, only_lines_differ
 from midflight.forge.model import Atom, Finding, ObjectCode, ObjectDiff, Reference
 from midflight.forge.refusals import finding
 
-_COLLECTED = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")  # the linker makes __start_… and __stop_… for such section names
 _COLD = re.compile(r"\.cold(\.\d+)?$")
 
 
@@ -136,7 +135,7 @@ class _Difference:
             elif new.alignment > old.alignment:
                 self.find("MF116", name, what=f"its alignment changed from {old.alignment} to {new.alignment} bytes")
             elif not self.comparer.same(old.key, new.key):
-                code = "MF151" if _COLLECTED.match(new.section) and new.section != "COMMON" else "MF110"
+                code = "MF151" if COLLECTED.match(new.section) else "MF110"
                 self.find(code, name, what=self._what_differs(old, new), section=new.section)
 
     def _what_differs(self, old: Atom, new: Atom) -> str:
@@ -265,7 +264,7 @@ class _Difference:
             if key in self.correlation.unclear:
                 others = ", ".join(self.correlation.unclear[key])
                 self.find("MF118", name, what=f"the static variable {name} could be {others}")
-            if _COLLECTED.match(atom.section) and atom.section != "COMMON" and atom.kind != "function":
+            if COLLECTED.match(atom.section) and atom.kind != "function":
                 self.find("MF151", name, what=f"{name} is a new entry", section=atom.section)
         self._check_collected()
         for key in self.gone:
@@ -276,7 +275,7 @@ class _Difference:
     def _check_collected(self) -> None:
         """Unnamed entries (made by inline assembler) that lead into replaced code, or that run has not."""
         for key, atom in self.post.atoms.items():
-            if atom.name or atom.kind == "function" or not _COLLECTED.match(atom.section):
+            if atom.name or atom.kind == "function" or not COLLECTED.match(atom.section):
                 continue
             twin = self.pre.atoms.get(key)
             leads = any(r.atom in self.changed or r.atom in self.replaced for r in atom.references)
