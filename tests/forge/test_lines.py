@@ -94,6 +94,27 @@ def test_line_numbers_that_are_computed_with_are_changes(tmp_path: Path, compile
 
 
 @BOTH
+@pytest.mark.parametrize(
+    ("way", "same"),
+    [
+        ("test %%edi, %%edi; jne 1f; call fail; 1:", True),  # loaded before it is known whether it is needed
+        ("test %%edi, %%edi; jne 1f; call fail; 1: nop; test %%edi, %%edi; je 2f; call work; 2:", True),
+        ("test %%edi, %%edi; jne 1f; call fail; 1: mov %%ecx, %%eax", False),
+        ("test %%edi, %%edi; jne 1f; call fail; 1: add %%rcx, counter(%%rip)", False),
+        ("test %%edi, %%edi; jne 1f; call fail; 1: mov table(,%%rcx,4), %%eax", False),
+        ("test %%edi, %%edi; jne 1f; call fail; 1: mov $0, %%cl; mov %%ecx, %%eax", False),
+        ("nop; nop", False),  # no call at all
+    ],
+)
+def test_line_number_on_all_ways_to_a_call(tmp_path: Path, compiler: str, way: str, same: bool) -> None:
+    body = f'int counter, table[9]; int f(int x) {{ __asm__ volatile ("mov %0, %%ecx; {way}" :: "i"(__LINE__)'
+    body = "\n" * 40 + body + ' : "rax", "rcx", "memory"); return x; }\n'
+    pair = shifted(tmp_path, body, body, compiler, 3)
+    assert pair.diff.line_only == (("f",) if same else ())
+    assert pair.changed == (set() if same else {"f"})
+
+
+@BOTH
 def test_other_line_than_the_table_says_is_a_change(tmp_path: Path, compiler: str) -> None:
     """Both numbers belong to lines of the function, but the second one is not the line of that call."""
     body = "int f(int x) {\n  note(1, 2, __LINE__ + OFF, 4, 5, 6, 7);\n  x = work(x);\n  return work(x);\n}\n"

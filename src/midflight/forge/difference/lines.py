@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -37,6 +37,10 @@ _LINE_ARGUMENTS = {  # with the size of the immediate, which ends the instructio
     x86.Code.PUSHQ_IMM32: 4,
     x86.Code.PUSHQ_IMM8: 1,
 }
+_KEPT = frozenset(
+    (x86.Register.RBX, x86.Register.RBP, x86.Register.R12, x86.Register.R13, x86.Register.R14, x86.Register.R15)
+)
+_RETURNED = frozenset((x86.Register.RAX, x86.Register.RDX))
 
 
 class LineTables:
@@ -118,7 +122,7 @@ def only_lines_differ(old: Atom, new: Atom, pre: LineTables, post: LineTables) -
         if old.data[at:start] != new.data[at:start]:
             return False
         before, after = (int.from_bytes(data[start:end], "little") for data in (old.data, new.data))
-        if (before, after) not in lines or not _goes_to_a_call(instructions[0], index):
+        if (before, after) not in lines or not _goes_to_a_call(old, instructions[0], index):
             return False
         for literals in (pre.literals, post.literals):
             if literals is None or before in literals or after in literals:
@@ -126,21 +130,70 @@ def only_lines_differ(old: Atom, new: Atom, pre: LineTables, post: LineTables) -
     return True
 
 
-def _goes_to_a_call(instructions: list[x86.Instruction], index: int) -> bool:
-    """Whether control goes straight on from an instruction to a call (or to a jump that shares one), with the register
-    that it loads left alone."""
-    factory = x86.InstructionInfoFactory()
+def _goes_to_a_call(function: Atom, instructions: Sequence[x86.Instruction], index: int) -> bool:
+    """Whether what an instruction loads can only become an argument: on all ways from it, the register is read by
+    nothing but a call (or a jump that leaves the function), and one of them is reached. What it loads onto the stack
+    must come straight to its call.
+
+    Which registers outlive a call or a return: System V AMD64 ABI, section 3.2.1."""
     first = instructions[index]
     register = first.op0_register if first.op0_kind == x86.OpKind.REGISTER else x86.Register.NONE
-    full = x86.RegisterExt.full_register(register)
-    for instruction in instructions[index + 1 :]:
+    register = x86.RegisterExt.full_register(register)
+    factory = x86.InstructionInfoFactory()
+    at = {instruction.ip: number for number, instruction in enumerate(instructions)}
+    relocated = {reference.offset for reference in function.references}
+    called = False
+    todo, seen = [index + 1], set[int]()
+    while todo:
+        number = todo.pop()
+        if number in seen:
+            continue
+        seen.add(number)
+        if number >= len(instructions):
+            return False
+        instruction = instructions[number]
         flow = instruction.flow_control
-        if flow in (x86.FlowControl.CALL, x86.FlowControl.INDIRECT_CALL, x86.FlowControl.UNCONDITIONAL_BRANCH):
-            return True
+        if flow in (x86.FlowControl.CALL, x86.FlowControl.INDIRECT_CALL):
+            called = True
+            if register in _KEPT:
+                todo.append(number + 1)
+            continue
+        if flow == x86.FlowControl.RETURN:
+            if register in _RETURNED or register == x86.Register.NONE:
+                return False
+            continue
+        if flow in (x86.FlowControl.UNCONDITIONAL_BRANCH, x86.FlowControl.CONDITIONAL_BRANCH):
+            outside = any(offset in relocated for offset in range(instruction.ip, instruction.ip + instruction.len))
+            target = None if outside else at.get(instruction.near_branch_target)
+            if target is None and not outside:
+                return False
+            if target is None:
+                called = True
+            else:
+                todo.append(target)
+            if flow == x86.FlowControl.CONDITIONAL_BRANCH:
+                if register == x86.Register.NONE:
+                    return False
+                todo.append(number + 1)
+            continue
         if flow != x86.FlowControl.NEXT:
             return False
-        for used in factory.info(instruction).used_registers():
-            written = used.access not in (x86.OpAccess.READ, x86.OpAccess.COND_READ, x86.OpAccess.NO_MEM_ACCESS)
-            if register and written and x86.RegisterExt.full_register(used.register) == full:
-                return False
-    return False
+        read, written = _use(factory, instruction, register)
+        if read:
+            return False
+        if not written:
+            todo.append(number + 1)
+    return called
+
+
+def _use(factory: x86.InstructionInfoFactory, instruction: x86.Instruction, register: int) -> tuple[bool, bool]:
+    """Whether an instruction reads a register (or a part of it), and whether it replaces it as a whole."""
+    read = written = False
+    for used in factory.info(instruction).used_registers():  # those of addresses too
+        if x86.RegisterExt.full_register(used.register) != register or register == x86.Register.NONE:
+            continue
+        if used.access == x86.OpAccess.WRITE and x86.RegisterExt.size(used.register) >= 4:
+            written = True  # 32-bit results clear the rest
+        elif used.access != x86.OpAccess.NO_MEM_ACCESS:
+            read = True
+    return read, written
