@@ -104,6 +104,20 @@ def test_moved_strings_are_no_change(tmp_path: Path, compiler: str) -> None:
 
 
 @BOTH
+def test_pointer_to_before_a_string_compares_by_content(tmp_path: Path, compiler: str) -> None:
+    """Compilers make it of a loop that counts before it looks."""
+    source = """
+    extern void say(const char *);
+    void hello(void) { say("hello" - 1); }
+    void bye(void) { say("bye" - 1); }
+    """
+    pair = compile_pair(tmp_path, source, source.replace('"bye"', '"you"'), compiler, flags=("-w",))
+    assert pair.changed == {"bye"}
+    pair = compile_pair(tmp_path, source, source.replace('"bye" - 1', '"bye" - 2'), compiler, flags=("-w",))
+    assert pair.changed == {"bye"}
+
+
+@BOTH
 def test_floating_point_constant_compares_by_content(tmp_path: Path, compiler: str) -> None:
     source = "double a(double x) { return x * 1.25; }\ndouble b(double x) { return x * 2.75; }\n"
     pair = compile_pair(tmp_path, source, source.replace("2.75", "2.5"), compiler)
@@ -565,3 +579,43 @@ def test_new_global_object_with_a_constructor_is_refused(tmp_path: Path, compile
     after = before + "int again = now();\n"
     pair = compile_pair(tmp_path, before, after, compiler)
     assert "MF114" in {code for code, _ in pair.codes}
+
+
+ENTRIES = """
+extern int limit(int);
+struct call { int (*run)(int); int level; };
+#define PASTE(a, b) a##b
+#define CALL(line, function, level) \\
+  static const struct call *const PASTE(call_, line) __attribute__((section("calls"), used)) = \\
+    &(const struct call){function, level};
+#define REGISTER(function, level) CALL_AT(__LINE__, function, level)
+#define CALL_AT(line, function, level) CALL(line, function, level)
+static int one(int x) { return limit(x) + 1; }
+static int two(int x) { return limit(x) + 2; }
+REGISTER(one, 1)
+REGISTER(two, 1)
+"""
+
+
+@BOTH
+@pytest.mark.parametrize("lines", [1, 2, -1, 40])
+def test_entries_named_after_lines_are_the_same_in_the_same_order(tmp_path: Path, compiler: str, lines: int) -> None:
+    """By one line, each entry gets the name that its neighbour had."""
+    before = "\n" * 3 + ENTRIES
+    pair = compile_pair(tmp_path, before, "\n" * (3 + lines) + ENTRIES, compiler)
+    assert (pair.diff.changed, pair.diff.new, pair.diff.findings) == ((), (), ())
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "after",
+    [
+        ENTRIES.replace("REGISTER(one, 1)", "REGISTER(one, 2)"),
+        ENTRIES.replace("REGISTER(one, 1)", "REGISTER(two, 1)"),
+        ENTRIES.replace("REGISTER(one, 1)", ""),
+        ENTRIES + "REGISTER(one, 3)\n",
+    ],
+)
+def test_other_entries_are_refused(tmp_path: Path, compiler: str, after: str) -> None:
+    pair = compile_pair(tmp_path, ENTRIES, "\n" + after, compiler)
+    assert {code for code, _ in pair.codes} & {"MF110", "MF115", "MF151", "MF152"}

@@ -75,7 +75,9 @@ class Comparer:
         """Whether two things without an identity of their own mean the same from these offsets on."""
         if old.kind == "string" and new.kind == "string":
             inside = 0 <= old_offset <= old.size and 0 <= new_offset <= new.size
-            return inside and old.data[old_offset:] == new.data[new_offset:]
+            if not inside:  # a loop that counts first begins one byte before the string (of this label)
+                return old_offset == new_offset and old.data == new.data
+            return old.data[old_offset:] == new.data[new_offset:]
         if (old.name and old.binding != "local") or (new.name and new.binding != "local"):
             return False
         constants = STORAGE[old.kind] == STORAGE[new.kind] and STORAGE[old.kind] in ("constant", "other")
