@@ -45,7 +45,8 @@ CURL = Package(
     "curl",
     "7.88.1-10+deb12u15",
     # the last two patches only rename the library, for its flavours with other TLS libraries
-    "[ -e Makefile ] || { for flavour in 99_nss 90_gnutls; do patch -s -R -p1 < debian/patches/$flavour.patch; done;"
+    "[ -e config.status ] || { for flavour in 99_nss 90_gnutls; do"
+    " patch -s -R -p1 < debian/patches/$flavour.patch; done;"
     " autoreconf -fi && ./configure --disable-static --without-ssl --disable-ldap --without-libpsl --without-zlib"
     " --without-brotli --without-zstd --without-nghttp2 --without-libidn2 --without-librtmp --disable-manual"
     f" --disable-docs CFLAGS='{FLAGS}'; }}; make -C lib -j2 libcurl.la",

@@ -8,7 +8,7 @@ JQ = Package(
     "jq",
     "1.6-2.1+deb12u2",
     "[ -e Makefile ] || { autoreconf -fi && ./configure --disable-static --disable-docs"
-    f" CFLAGS='{FLAGS}'; }}; make -j2 libjq.la",
+    f" CFLAGS='{FLAGS}'; }}; make src/builtin.inc && make -j2 libjq.la",
     ".libs/libjq.so.1.0.4",
 )
 

@@ -8,7 +8,8 @@ LIBWEBP = Package(
     "libwebp",
     "1.2.4-0.2+deb12u1",
     "[ -e Makefile ] || { autoreconf -fi && ./configure --disable-static --disable-libwebpmux --disable-libwebpdemux"
-    f" --disable-png --disable-jpeg --disable-tiff --disable-gif CFLAGS='{FLAGS}'; }}; make -C src -j2",
+    f" --disable-png --disable-jpeg --disable-tiff --disable-gif CFLAGS='{FLAGS}'; }};"
+    " make -C sharpyuv -j2 && make -C src -j2",
     "src/.libs/libwebp.so.7.1.5",
 )
 
