@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.corpus.model import FLAGS, Case, Fixed, HostProgram, Package, Patched, Shipped, ShippedCase, library
+from tests.corpus.model import FLAGS, Case, Fixed, HostProgram, Package, Patched, Patches, Shipped, ShippedCase, library
 
 FIX = "0001-Fix-a-buffer-overread-in-the-sessions-extension-that.patch"
 
@@ -23,7 +23,8 @@ CASES = (
     ShippedCase(
         Shipped("sqlite3", "libsqlite3-0", "3.40.1-2+deb12u2", "libsqlite3.so.0.8.6"),
         "CVE-2023-7104",
-        "CVE-2023-7104",
+        # the changelog names the CVE, and nothing says which of its three patches is the fix
+        Patches((FIX,), "3.40.1-2+deb12u2"),
         Fixed(),
     ),
 )
