@@ -166,7 +166,6 @@ CASES = (
         # static functions, one of them inlined
         Patched(DnsmasqProof, frozenset({"check_nsec3_coverage", "prove_non_existence"})),
         quick=True,
-        reviewed={"MF135:rrsig_labels_sz.0": "one function alone refers to it; the build before strip has it there"},
     ),
     Case(
         DNSMASQ,

@@ -18,6 +18,8 @@ _CODE_BYTES = 16
 """The contents of a function speak for a place when so many bytes of it were compared."""
 _DATA_BYTES = 4
 """The contents of data speak for a place when it is so large, and not zero."""
+_NEAR_PLACES = 4
+"""A neighbour behind it speaks for its place when no more places than this would do (it may be aligned to more)."""
 _OFFSETS: tuple[What, ...] = ("tpoff", "tlsvalue")
 
 
@@ -121,8 +123,7 @@ class Evidence:
             other = self._names.atom(*before)
             if any(_aligned(v + other.size, atom) == vaddr for v in self._known(before)):
                 found.append(before[1])
-        if after is not None and self._names.atom(*after).alignment <= atom.alignment:
-            # Otherwise more than one place before it would do.
+        if after is not None and self._names.atom(*after).alignment <= atom.alignment * _NEAR_PLACES:
             other = self._names.atom(*after)
             if any(_aligned(vaddr + atom.size, other) == v for v in self._known(after)):
                 found.append(after[1])
