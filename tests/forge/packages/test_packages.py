@@ -169,6 +169,23 @@ def test_a_fix_that_is_there_already_is_taken_out(archive: Archive) -> None:
     assert "pieces < 0" in (fixed.fix / "shop.c").read_text()
 
 
+def test_what_stands_on_a_fix_that_is_taken_out_goes_with_it(archive: Archive) -> None:
+    """No binary had the later patch and not the fix, so the older source has neither."""
+    front = debian(archive, INSTALLED.replace("2:1.0-1", "2:1.0-1+deb12u2"))
+    fixed = front.fixed_source(front.resolve("shop", None), "CVE-2024-1111")
+    assert fixed.present
+    assert (fixed.tree / "shop.c").read_text() == CODE.replace("* 3", "* 4")
+    assert "pieces > 999" in (fixed.fix / "shop.c").read_text()
+    assert any("bound.patch stands on the fix of CVE-2024-1111" in note for note in front.notes)
+
+
+def test_the_difference_to_a_version_that_the_mirror_lacks_offers_others(archive: Archive) -> None:
+    (archive.pool / "shop_1.0-1+deb12u2.dsc").unlink()
+    front = debian(archive, INSTALLED)
+    with pytest.raises(SourceError, match=r"not on the mirror.*the index has =2:1\.0-1\+deb12u1, too; or give a patch"):
+        front.fixed_source(front.resolve("shop", None), "=2:1.0-1+deb12u2")
+
+
 def test_the_difference_to_a_version_leaves_the_packaging_out(archive: Archive) -> None:
     front = debian(archive, INSTALLED)
     fixed = front.fixed_source(front.resolve("shop", None), "=2:1.0-1+deb12u2")

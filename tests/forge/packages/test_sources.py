@@ -13,7 +13,7 @@ import pytest
 
 from midflight.forge.packages import apt as debapt
 from midflight.forge.packages.apt import SourceError, debian_sources
-from midflight.forge.packages.patching import apply_patch, fits, revert_patch
+from midflight.forge.packages.patching import PatchError, apply_patch, apply_what_is_there, fits, revert_patch
 from midflight.forge.packages.sources import fetch
 
 ORIGINAL = "one\ntwo\nthree\n"
@@ -137,6 +137,25 @@ def test_patches_go_in_and_out_or_change_nothing(tmp_path: Path) -> None:
     assert (tree / "list").read_text() == ORIGINAL
     with pytest.raises(SourceError, match=r"first\.patch cannot be reverted"):
         revert_patch(tree, patch)
+    assert sorted(path.name for path in tree.iterdir()) == ["list"]
+
+
+def test_parts_for_files_that_another_patch_makes_are_left_out(tmp_path: Path) -> None:
+    tree, patch = tmp_path / "tree", tmp_path / "first.patch"
+    tree.mkdir()
+    (tree / "list").write_text(ORIGINAL)
+    other = "--- a/tests/new\n+++ b/tests/new\n@@ -1 +1 @@\n-old\n+new\n"
+    made = "--- /dev/null\n+++ b/made\n@@ -0,0 +1 @@\n+made\n"
+    patch.write_text(other + FIRST + other.replace("tests/new", "tests/newer") + made)
+    with pytest.raises(PatchError):
+        apply_patch(tree, patch)
+    apply_what_is_there(tree, patch)
+    assert "one and a half" in (tree / "list").read_text() and (tree / "made").read_text() == "made\n"
+    assert sorted(path.name for path in tree.iterdir()) == ["list", "made"]
+    (tree / "made").unlink()
+    with pytest.raises(PatchError, match=r"first\.patch cannot be applied") as caught:
+        apply_what_is_there(tree, patch)
+    assert caught.value.patch == patch
     assert sorted(path.name for path in tree.iterdir()) == ["list"]
 
 

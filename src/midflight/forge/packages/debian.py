@@ -18,7 +18,7 @@ from midflight.forge.packages.buildroot import make_root
 from midflight.forge.packages.changelog import cut, cves_in, read_changelog
 from midflight.forge.packages.model import FixedSource, Package, Recipe, Shipped
 from midflight.forge.packages.names import Names, installed_packages
-from midflight.forge.packages.patching import series
+from midflight.forge.packages.patching import PatchError, series
 from midflight.forge.packages.reconstruct import Source, exact_source
 from midflight.forge.packages.shipped import none_shipped, shipped_files
 from midflight.forge.packages.sources import SourcePackage, fetch_exactly
@@ -111,9 +111,16 @@ class Debian:
 
     def _taken_out(self, package: Package, source: Source, cve: str, own: Sequence[str]) -> FixedSource:
         """The source of the version carries the patches: what it was without them."""
-        rest = tuple(name for name in source.patches if name not in own)
         self.log(f"{package} has the fix of {cve} already ({', '.join(own)}); taking it out of the source")
-        tree = self._tree(package, source, rest)
+        out = list(own)
+        while True:
+            try:
+                tree = self._tree(package, source, [name for name in source.patches if name not in out])
+                break
+            except PatchError as error:
+                later = str(error.patch.relative_to(source.base.patches))
+                self._note(f"{later} stands on the fix of {cve}, and goes along with it")
+                out.append(later)
         label = f"{cve} ({', '.join(own)} of {package.version})"
         return FixedSource(tree, self._tree(package, source, source.patches), label, (cve,), present=True)
 
@@ -167,7 +174,13 @@ class Debian:
     def _difference(self, package: Package, source: Source, version: str) -> FixedSource:
         if compare(version, package.version) <= 0:
             raise InputError(f"--fix ={version} is not newer than {package}; give a newer version")
-        newer = fetch_exactly(self.apt, self.cache, package.name, version, self.log)
+        try:
+            newer = fetch_exactly(self.apt, self.cache, package.name, version, self.log)
+        except SourceError as error:
+            listed = {stanza["Version"] for stanza in self.apt.sources(package.name)} - {version}
+            others = [f"={v}" for v in sorted(listed, key=version_key) if compare(v, package.version) > 0]
+            offer = f"the index has {', '.join(others)}, too" if others else "there is no other newer one"
+            raise SourceError(f"{error}; {offer}; or give a patch with --fix FILE") from None
         tree = self._tree(package, source, source.patches)
         with self._made(tree.parent / f"fixed-{_digest(version)}") as (folder, needed):
             if needed:

@@ -5,10 +5,20 @@ A patch goes in or out as a whole, or the tree stays as it was.
 
 from __future__ import annotations
 
+import re
 import subprocess
+import tempfile
 from pathlib import Path
 
 from midflight.forge.packages.apt import SourceError, last_line, run
+
+
+class PatchError(SourceError):
+    """A patch does not fit; ``patch`` is its path."""
+
+    def __init__(self, message: str, patch: Path) -> None:
+        super().__init__(message)
+        self.patch = patch
 
 
 def fits(tree: Path, patch: Path, reverse: bool = False, fuzz: int = 0) -> bool:
@@ -20,16 +30,44 @@ def apply_patch(tree: Path, patch: Path, fuzz: int = 0) -> None:
     """Apply a patch (-p1) to ``tree``; ``fuzz`` is how many lines of context may differ (dpkg-source: 0, quilt: 2).
 
     Raises:
-        SourceError: it does not fit; the tree is as it was.
+        PatchError: it does not fit; the tree is as it was.
     """
     _change(tree, patch, reverse=False, fuzz=fuzz)
+
+
+def apply_what_is_there(tree: Path, patch: Path, fuzz: int = 0) -> None:
+    """As :func:`apply_patch`, but for the parts that change files which ``tree`` has not (a patch that was left out
+    makes them).
+
+    Raises:
+        PatchError: the rest does not fit; the tree is as it was.
+    """
+    if fits(tree, patch, fuzz=fuzz):
+        apply_patch(tree, patch, fuzz)
+        return
+    text = patch.read_bytes()
+    kept = [part for part in re.split(rb"(?m)^(?=--- \S)", text) if _has_its_file(tree, part)]
+    with tempfile.TemporaryDirectory() as folder:
+        rest = Path(folder) / patch.name
+        rest.write_bytes(b"".join(kept))
+        try:
+            apply_patch(tree, rest, fuzz)
+        except PatchError as error:
+            raise PatchError(str(error), patch) from None
+
+
+def _has_its_file(tree: Path, part: bytes) -> bool:
+    """Whether a part of a unified diff makes a file, or changes one that is there."""
+    found = re.match(rb"--- ([^\t\r\n]+)", part)
+    name = found[1].decode("utf-8", "replace").strip() if found else "/dev/null"
+    return name == "/dev/null" or (tree / name.partition("/")[2]).is_file()
 
 
 def revert_patch(tree: Path, patch: Path) -> None:
     """Take a patch (-p1) back out of ``tree``.
 
     Raises:
-        SourceError: it is not (or not as such) in the tree; the tree is as it was.
+        PatchError: it is not (or not as such) in the tree; the tree is as it was.
     """
     _change(tree, patch, reverse=True)
 
@@ -40,7 +78,8 @@ def _change(tree: Path, patch: Path, reverse: bool, fuzz: int = 0) -> None:
         tried = _patch(tree, patch, reverse, dry_run=False, fuzz=fuzz)
     if tried.returncode != 0:
         verb = "reverted in" if reverse else "applied to"
-        raise SourceError(f"{patch.name} cannot be {verb} {tree}: {last_line(tried.stdout) or 'patch failed'}")
+        why = last_line(tried.stdout) or "patch failed"
+        raise PatchError(f"{patch.name} cannot be {verb} {tree}: {why}", patch)
 
 
 def _patch(tree: Path, patch: Path, reverse: bool, dry_run: bool, fuzz: int = 0) -> subprocess.CompletedProcess[str]:

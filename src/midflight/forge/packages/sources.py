@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midflight.forge.packages.apt import Apt, Log, SourceError, last_line, locked, need_tools, private_apt, run
-from midflight.forge.packages.patching import apply_patch, fits, revert_patch, series
+from midflight.forge.packages.patching import apply_what_is_there, fits, revert_patch, series
 from midflight.forge.packages.versions import file_name, from_file_name, version_key
 
 _MISSING_AGE = 3600.0
@@ -57,14 +57,13 @@ class SourcePackage:
         Raises:
             SourceError: a patch does not exist, or the rest of the series does not fit without it.
         """
-        files = [self.patch(name) for name in without]
         if destination.exists():
             shutil.rmtree(destination)
         destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(self.tree, destination, symlinks=True, ignore=shutil.ignore_patterns(".pc"))
         order = series(self.patches)
-        files.sort(key=lambda path: order.index(path.name) if path.name in order else -1, reverse=True)
-        for path in files:
+        for name in sorted(without, key=lambda name: order.index(name) if name in order else -1, reverse=True):
+            path = self.patch(name)
             if not fits(destination, path, reverse=True):
                 # a later patch stands on this one: build the series up again without it
                 return self.build_up(destination, [name for name in order if name not in without])
@@ -75,14 +74,15 @@ class SourcePackage:
         """Make a tree of your own at ``destination``, with exactly these patches of the series.
 
         Raises:
-            SourceError: a patch does not exist or does not fit.
+            SourceError: a patch does not exist.
+            PatchError: a patch does not fit.
         """
         if destination.exists():
             shutil.rmtree(destination)
         destination.parent.mkdir(parents=True, exist_ok=True)
         unpack(self.dsc, destination, "--skip-patches")
         for name in patches:
-            apply_patch(destination, self.patch(name), fuzz=2)
+            apply_what_is_there(destination, self.patch(name), fuzz=2)
         return destination
 
 
