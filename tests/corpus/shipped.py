@@ -76,6 +76,10 @@ def _patch_file(case: ShippedCase, patch: Path) -> Path:
     match case.fix:
         case Patches(names, version):
             newer = _source(package.name, version)
+            if version == package.version:  # it is in there already
+                texts = [newer.patch(name).read_bytes().decode("latin-1") for name in names]
+                patch.write_bytes("".join(map(code_of, texts)).encode("latin-1"))
+                return patch
             with tempfile.TemporaryDirectory(dir=patch.parent) as folder:
                 fixed = Path(folder) / "fixed"
                 shutil.copytree(tree, fixed, symlinks=True)
