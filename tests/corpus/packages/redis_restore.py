@@ -74,8 +74,8 @@ CASES = (
         # a function of 14 KB; the server is the binary of another package
         Patched(SharedEntry, frozenset({"rdbLoadObject"})),
         reviewed={
-            "MF170:rdbLoadObject": "The listpack was made by this very call, for an object that is given up: nobody else "
-            "knows it. What is no more freed is freed with the object that holds it."
+            "MF170:rdbLoadObject": "The listpack was made by this very call, for an object that is given up: nobody "
+            "else knows it. What is no more freed is freed with the object that holds it."
         },
     ),
 )
