@@ -169,6 +169,20 @@ def test_a_fix_that_is_there_already_is_taken_out(archive: Archive) -> None:
     assert "pieces < 0" in (fixed.fix / "shop.c").read_text()
 
 
+def test_a_patch_file_that_is_there_already_is_taken_out(archive: Archive) -> None:
+    front = debian(archive, INSTALLED.replace("2:1.0-1", "2:1.0-1+deb12u1"))
+    patch = archive.folder / "CVE-2024-1111.diff"
+    patch.write_text(CHECK)
+    fixed = front.fixed_source(front.resolve("shop", None), str(patch))
+    assert fixed.present and fixed.cves == ()
+    assert "pieces < 0" not in (fixed.tree / "shop.c").read_text()
+    assert "pieces < 0" in (fixed.fix / "shop.c").read_text()
+    patch.write_text(
+        CHECK.replace("pieces < 0", "pieces < 1")
+    )  # neither there nor not there: that is said when it is read
+    assert not front.fixed_source(front.resolve("shop", None), str(patch)).present
+
+
 def test_what_stands_on_a_fix_that_is_taken_out_goes_with_it(archive: Archive) -> None:
     """No binary had the later patch and not the fix, so the older source has neither."""
     front = debian(archive, INSTALLED.replace("2:1.0-1", "2:1.0-1+deb12u2"))

@@ -18,7 +18,7 @@ from midflight.forge.packages.buildroot import make_root
 from midflight.forge.packages.changelog import cut, cves_in, read_changelog
 from midflight.forge.packages.model import FixedSource, Package, Recipe, Shipped
 from midflight.forge.packages.names import Names, installed_packages
-from midflight.forge.packages.patching import PatchError, series
+from midflight.forge.packages.patching import PatchError, fits, revert_patch, series
 from midflight.forge.packages.reconstruct import Source, exact_source
 from midflight.forge.packages.shipped import none_shipped, shipped_files
 from midflight.forge.packages.sources import SourcePackage, fetch_exactly
@@ -93,7 +93,19 @@ class Debian:
         if not path.exists():
             raise InputError(f"--fix {what} is no file, no folder, no CVE id and no =VERSION; give one of these")
         named = cves_in(path.name) if path.is_dir() else cves_in(path.read_text(errors="replace"))
-        return FixedSource(self._tree(package, source, source.patches), path, path.name, tuple(sorted(named)))
+        tree = self._tree(package, source, source.patches)
+        if path.is_file() and not fits(tree, path) and fits(tree, path, reverse=True):
+            return self._reverted(package, tree, path, tuple(sorted(named)))
+        return FixedSource(tree, path, path.name, tuple(sorted(named)))
+
+    def _reverted(self, package: Package, tree: Path, patch: Path, cves: tuple[str, ...]) -> FixedSource:
+        """The source of the version carries what a patch file changes: what it was without that."""
+        self.log(f"{package} has {patch.name} already; taking it out of the source")
+        with self._made(tree.parent / f"without-{_digest(patch.read_text(errors='replace'))}") as (folder, needed):
+            if needed:
+                shutil.copytree(tree, folder / "tree", symlinks=True)
+                revert_patch(folder / "tree", patch)
+        return FixedSource(folder / "tree", tree, f"{patch.name} (in {package.version})", cves, present=True)
 
     def _cve(self, package: Package, source: Source, cve: str) -> FixedSource:
         own = tuple(name for name in fixes.patches_of(source.base, cve) if name in source.patches)
