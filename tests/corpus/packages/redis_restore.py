@@ -71,8 +71,8 @@ CASES = (
         Shipped("redis", "redis-tools", "5:7.0.15-1~deb12u7", "redis-check-aof"),
         "CVE-2026-66373",
         "CVE-2026-66373",
-        # a function of 14 KB; the server is the binary of another package
-        Patched(SharedEntry, frozenset({"rdbLoadObject"})),
+        # A function of 14 KB; the server is the binary of another package. CVE-2026-25243 goes along: it stands on it.
+        Patched(SharedEntry, frozenset({"_sdsnewlen", "rdbLoadObject", "zipmapValidateIntegrity"})),
         reviewed={
             "MF170:rdbLoadObject": "The listpack was made by this very call, for an object that is given up: nobody "
             "else knows it. What is no more freed is freed with the object that holds it."
