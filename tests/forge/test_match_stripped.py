@@ -208,6 +208,34 @@ def test_one_witness_alone_is_refused_and_another_object_can_be_the_second(tmp_p
     assert [(f.code, f.symbol) for f in kit.match(wanted, alone).findings] == [("MF135", "flag")]
 
 
+@pytest.mark.parametrize(("alignment", "enough"), [(16, True), (32, True), (64, False)])
+def test_a_neighbour_that_is_aligned_to_more_speaks_while_few_places_would_do(
+    tmp_path: Path, alignment: int, enough: bool
+) -> None:
+    """The buffer is named once, 8 bytes apart places would do before what follows it."""
+    unit = f"""
+    #include <stdio.h>
+    static struct {{ long a, b; }} error __attribute__((aligned({alignment})));
+    const char *version(int n) {{
+      static char text[15] __attribute__((aligned(8)));
+      sprintf(text, "%d.7", n);
+      return text;
+    }}
+    {N} long where(void) {{ return error.a + error.b; }}
+    {N} void fail(long n) {{ error.a = n; error.b = -n; }}
+    """
+    main = "const char *version(int); long where(void); void fail(long); int puts(const char *);\n"
+    main += "int main(int n, char **v) { fail(n); puts(version(n)); return where(); }\n"
+    kit = Kit(tmp_path, {"unit.c": unit, "main.c": main})
+    path = kit.path("unit.c")
+    wanted = Wanted(frozenset({(path, "version")}), frozenset({(path, "text.0")}))
+    found = kit.match(wanted)
+    assert not kit.wrong(found)
+    assert [(f.code, f.symbol) for f in found.findings] == ([] if enough else [("MF135", "text.0")])
+    if enough:
+        assert "beside error" in found.data[path, "text.0"].how
+
+
 def test_a_twin_of_what_the_linker_dropped_is_not_taken_for_it(tmp_path: Path) -> None:
     body = "{ return x * 12345 + 678901 * (x ^ 4242) + x / 7 + (x >> 5) * 31; }\n"
     files = {
