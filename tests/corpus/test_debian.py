@@ -82,6 +82,10 @@ def test_a_library_of_debian_is_patched_in_running_processes(tmp_path: Path) -> 
 
         plain = answers()
         words = ("--debian", PACKAGE, "--fix", "fix.patch", "--cache", CACHE)
+        assessed = json.loads(midflight("assess", *words, "--html", "page.html", "--json"))
+        assert assessed["verdict"] == "patchable"
+        assert [f["name"] for image in assessed["images"] for f in image["functions"]] == ["cJSON_Version"]
+        assert "cJSON_Version" in (tmp_path / "page.html").read_text()
         said = midflight("build", *words, "-o", "fix.hotpatch")
         assert "cJSON_Version" in said and str(tmp_path / "config" / "signing.key") in said
         assert answers() == plain
