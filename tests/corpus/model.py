@@ -134,6 +134,8 @@ class Shipped:
     """A build command as in :class:`Package`, where a part of a large package will do. Empty: by --debian."""
     built: str = ""
     """With ``make``: path of the image in the built tree."""
+    private: bool = False
+    """Its build dependencies go into a private root: they come with other versions of what a machine may run."""
 
 
 @dataclass(frozen=True, slots=True)

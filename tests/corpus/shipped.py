@@ -41,6 +41,8 @@ def prepare_shipped(case: ShippedCase, cache: Path = CACHE) -> Prepared:
             if needed:
                 build_host(host, HOSTS, program)
     words: tuple[str | Path, ...] = ("--debian", f"{package.binary}={package.version}", "--fix", fix)
+    if package.private:
+        words = (*words, "--build-root", cache / "root")
     if package.make:
         words = ("--source", _source(package.name, package.version).tree, "--fix", fix, "--make", package.make)
         words = (*words, "--image", package.built, "--running", image)
