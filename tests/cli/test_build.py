@@ -52,6 +52,11 @@ def build(project: Path, fix: tuple[str, str], *more: str) -> subprocess.Complet
     for name, text in (("prog.c", PROGRAM.replace(*fix)), ("Makefile", MAKEFILE)):
         if not (fixed / name).exists() or (fixed / name).read_text() != text:
             (fixed / name).write_text(text)
+    return run(project, *more)
+
+
+def run(project: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run the command for the trees as they are."""
     command = ["build", "--source", "tree", "--fix", "fixed", "--make", "make", "--image", "prog", "--cache", "cache"]
     command += ["--key", "k.key", "-o", "out.hotpatch", *more]
     return subprocess.run([MIDFLIGHT, *command], cwd=project, capture_output=True, text=True, check=False, timeout=240)
@@ -152,3 +157,26 @@ def test_overrides_may_say_anything_but_twice() -> None:
     assert parse_overrides(words) == {("MF110", "table"): "read = written: always", ("MF112", "table"): "why"}
     with pytest.raises(InputError, match="twice"):
         parse_overrides(["MF110:table=a", "MF110:table=b"])
+
+
+def test_a_finding_in_many_objects_is_shown_once(project: Path) -> None:
+    """A struct in a header concerns every object that includes it."""
+    units = [f"unit{number}" for number in range(6)]
+    header = "struct item { int price; };\nint all(struct item *);\n"
+    makefile = (
+        f"prog: {' '.join(f'{unit}.o' for unit in units)}\n\tgcc -o prog $^\n%.o: %.c item.h\n\tgcc -O2 -g -c $<\n"
+    )
+    for name, members in (("tree", "int price;"), ("fixed", "int price; int tax;")):
+        folder = project / name
+        folder.mkdir(exist_ok=True)
+        (folder / "prog.c").unlink(missing_ok=True)
+        (folder / "Makefile").write_text(makefile)
+        (folder / "item.h").write_text(header.replace("int price;", members))
+        for unit in units:
+            text = f"int {unit}(struct item *i) {{ return i->price + (int)sizeof *i; }}\n"
+            text += "int main(void) { struct item i = {1}; return unit0(&i); }\n" if unit == "unit1" else ""
+            (folder / f"{unit}.c").write_text('#include "item.h"\nint unit0(struct item *i);\n' + text)
+    done = run(project)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.count("MF111") == 1
+    assert "unit0.c, unit1.c, unit2.c and 3 more files: " in " ".join(done.stdout.split())

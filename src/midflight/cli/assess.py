@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midflight.cli import build
-from midflight.cli.output import Output, Style, Styled, clean
+from midflight.cli.findings import show_finding, wrapped
+from midflight.cli.output import Output, Style, Styled
 from midflight.errors import InputError, Refused
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ EXIT_STATUS = """\
 
 _STATUS: dict[Verdict, int] = {"patchable": 0, "refused": 3, "sign-off": 4, "unknown": 5}
 _STYLES: dict[Verdict, Style] = {"patchable": "good", "refused": "bad", "sign-off": "warn", "unknown": "warn"}
-_HEADINGS = {
+_HEADINGS: dict[str, tuple[str, Style]] = {
     "refusal": ("Forbids it", "bad"),
     "sign-off": ("Needs a person's sign-off", "warn"),
     "warning": ("Warnings", "warn"),
@@ -134,7 +135,7 @@ def show(result: Assessment, out: Output) -> None:
             out.line()
             out.line(Styled(f"{heading} ({len(found)})", "bold"))
         for item in found:
-            _show_finding(item, "good" if item["overridden"] else style, out)
+            show_finding(item, "good" if item["overridden"] else style, out)
     for image in result.images:
         out.line()
         _show_image(image, out)
@@ -142,22 +143,11 @@ def show(result: Assessment, out: Output) -> None:
         out.line()
         out.line(Styled("From the text of the fix alone", "bold"))
         for hint in result.preview["likely"] or ["nothing speaks against it"]:
-            _wrapped(hint, "  ", out)
+            wrapped(hint, "  ", out)
     out.line()
     out.line(Styled("What this cannot know", "bold"))
     for limit in result.document()["cannot_know"]:
-        _wrapped(limit, "- ", out)
-
-
-def _show_finding(item: Mapping[str, Any], style: str, out: Output) -> None:
-    place = f"{item['file']}: " if item["file"] else ""
-    shown: Style = "good" if style == "good" else "bad" if style == "bad" else "warn" if style == "warn" else "dim"
-    out.line(Styled(item["code"] or "-", shown), "  ", Styled(place, "dim"), item["symbol"])
-    texts = [item["reason"], item["remedy"]] if item["kind"] != "note" else [item["reason"]]
-    if item["overridden"]:
-        texts = [item["reason"], f"overridden: {item['overridden']}"]
-    for text in texts:
-        _wrapped(text[:1].upper() + text[1:], "       ", out)
+        wrapped(limit, "- ", out)
 
 
 def _show_image(image: Mapping[str, Any], out: Output) -> None:
@@ -175,9 +165,3 @@ def _show_image(image: Mapping[str, Any], out: Output) -> None:
     for line in textwrap.wrap(f"matched   {summary(image['match'])}", out.width, subsequent_indent=" " * 10):
         out.line(line)
     out.line(f"payload   {image['payload']['size']:,} bytes; sign-off of {image['review']['digest'][:16]}…")
-
-
-def _wrapped(text: str, indent: str, out: Output) -> None:
-    space = " " * len(indent)
-    for number, line in enumerate(textwrap.wrap(clean(text), out.width - len(indent), break_on_hyphens=False)):
-        out.line(f"{space if number else indent}{line}")

@@ -9,10 +9,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from midflight.cli.findings import show_finding
 from midflight.cli.output import Output, Styled
 from midflight.errors import InputError, Refused
 
@@ -169,7 +170,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         except RefusedWithFindings as refused:
             out.progress_done()
             out.result({"written": None, "report": dict(refused.report)})
-            _show_findings(refused, out)
+            for item in _grouped(refused):
+                show_finding(item, "bad", out)
             raise Refused(_refused(refused, out.json)) from None
     out.progress_done()
     digest = write_hotpatch(args.output, made.manifest, made.payloads, signer)
@@ -340,19 +342,15 @@ def _refused(refused: RefusedWithFindings, for_programs: bool) -> str:
     if for_programs:
         return str(refused)
     codes = ", ".join(dict.fromkeys(item.code for item in refused.findings))
-    count = "one finding" if len(refused.findings) == 1 else f"{len(refused.findings)} findings"
+    number = len(_grouped(refused))
+    count = "one finding" if number == 1 else f"{number} findings"
     return f"refused: {count} ({codes}); no hotpatch was written"
 
 
-def _show_findings(refused: RefusedWithFindings, out: Output) -> None:
-    import textwrap
+def _grouped(refused: RefusedWithFindings) -> Sequence[Mapping[str, Any]]:
+    from midflight.forge.review.assessment import grouped
 
-    for item in refused.findings:
-        out.line(Styled(item.code, "bad"), "  ", Styled(f"{item.file}: " if item.file else "", "dim"), item.symbol)
-        for text in (item.reason, item.remedy):
-            sentence = text[:1].upper() + text[1:]
-            for line in textwrap.wrap(sentence, out.width - 7, break_on_hyphens=False):
-                out.line(f"       {line}")
+    return grouped([{**asdict(item), "overridden": None} for item in refused.findings])
 
 
 def _show(made: ForgeResult, out: Output) -> None:
