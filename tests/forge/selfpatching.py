@@ -147,7 +147,7 @@ def _image(kit: Kit) -> str:
 def make_plan(target: Target, payload: bytes, image: Path) -> str:
     """The plan that selfpatch.c reads."""
     with ElfFile.open(image) as elf:
-        anchor = elf.symbol("selfpatch")
+        anchor = elf.symbol("selfpatch") or elf.dynamic_symbol("selfpatch")
         assert anchor is not None
     end = max(s.offset + s.size for s in target.segments)
     lines = [f"{anchor.value:x} {-(-end // 4096) * 4096:x}"]

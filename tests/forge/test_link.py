@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from midflight.forge.forge import RefusedWithFindings
-from tests.forge.selfpatching import Kit, Project
+from tests.forge.selfpatching import Kit, Project, run
 
 MAIN = """
 void selfpatch(const char *plan, void *anchor);
@@ -178,6 +178,43 @@ def test_static_executables_and_ifuncs(tmp_path: Path, flags: tuple[str, ...], l
     sources = [STATIC_FIXED.replace("FIX", value) for value in ("1", "100")]
     project = Project(tmp_path, {"main.c": MAIN, "image.c": sources[0]}, {"image.c": sources[1]}, kit)
     before, patched, fixed = project.outputs(project.forge())
+    assert before != fixed
+    assert patched == fixed
+
+
+IFUNC_ELSEWHERE = """
+static int ten(int n) { return n * 10; }
+static int eleven(int n) { return n * 11; }
+int wanted = 1;
+static int (*choose(void))(int) { return wanted ? ten : eleven; }
+int pick(int n) __attribute__((ifunc("choose")));
+extern __typeof(pick) hidden_pick __attribute__((alias("pick"), visibility("hidden")));
+"""
+IFUNC_USER = """
+#include <stdio.h>
+extern int hidden_pick(int) __attribute__((visibility("hidden")));
+__attribute__((noinline)) int use(int n) { return hidden_pick(n) + FIX; }
+int before(void) { return hidden_pick(1); }
+int work(int argc, char **argv) { printf("%d\\n", use(argc + 4)); return 0; }
+"""
+
+
+@pytest.mark.parametrize("stripped", [True, False])
+@pytest.mark.parametrize("new", [False, True], ids=["called before", "called by the fix alone"])
+@pytest.mark.parametrize("name", ["hidden_pick", "pick"])
+def test_ifunc_of_another_object_is_called_and_not_its_resolver(
+    tmp_path: Path, stripped: bool, new: bool, name: str
+) -> None:
+    """glibc's own calls of strchr go by a hidden name; the address of both names is that of the resolver."""
+    user = IFUNC_USER.replace("hidden_pick", name) if name == "pick" else IFUNC_USER
+    old = user.replace(f"return {name}(n)", "return n") if new else user
+    sources = {"main.c": MAIN, "image.c": old.replace("FIX", "1"), "other.c": IFUNC_ELSEWHERE}
+    project = Project(tmp_path, sources, {"image.c": user.replace("FIX", "2000")}, Kit(library=True))
+    pair = project.pair()
+    assert pair.plain_image is not None
+    if stripped:
+        run("strip", "--strip-unneeded", pair.plain_image, cwd=tmp_path)
+    before, patched, fixed = project.outputs(project.forge(pair))
     assert before != fixed
     assert patched == fixed
 

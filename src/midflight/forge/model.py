@@ -209,7 +209,7 @@ class Match:
     slots: Mapping[str, int]
     """Imported symbol (name, or name@version) to the vaddr of its GOT slot."""
     plt: Mapping[str, int]
-    """Imported symbol to the vaddr of its PLT entry in the image."""
+    """Imported symbol, or one that stands for what a resolver chose (IFUNC), to the vaddr of its PLT entry."""
     tls: Mapping[str, int]
     """Thread-local symbol to its offset from the thread pointer (executables)."""
     findings: tuple[Finding, ...] = ()
@@ -231,3 +231,5 @@ class Match:
     """Functions of pre that run provably does not have: every call was inlined, or the linker dropped them."""
     objects: Mapping[Path, ObjectMatch] = field(default_factory=dict)
     """Of the objects concerned: how much of each was matched."""
+    resolvers: Mapping[str, int] = field(default_factory=dict)
+    """Global symbols that stand for what a resolver chose (IFUNC), to the vaddr of that resolver."""

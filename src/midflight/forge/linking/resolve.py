@@ -61,6 +61,16 @@ class Resolver:
 
     def destination(self, holder: Key, reference: Reference, branch: bool) -> Destination:
         """Where ``reference``, which stands in ``holder``, leads. Raises Unresolved."""
+        found = self._destination(holder, reference, branch)
+        if found.kind == "image" and found.value in self.run.resolvers:
+            # Whoever calls it gets an address back, as if that were the result.
+            name = reference.symbol or reference.atom or "?"
+            raise self.unresolved(
+                "MF141", holder, target=name, why="which chooses a function, and is not that function"
+            )
+        return found
+
+    def _destination(self, holder: Key, reference: Reference, branch: bool) -> Destination:
         target = self.selection.target(holder[0], reference, holder)
         if target.included is not None:
             return self._included(holder, reference, target, branch)
@@ -150,14 +160,21 @@ class Resolver:
             )
         return Destination("image", entry.vaddr)
 
+    def _chosen(self, name: str) -> Destination | None:
+        """The PLT entry through which old code calls what a resolver chose, where no symbol tells the resolver."""
+        entry = self.run.plt_at(self.match.plt.get(name, -1))
+        return None if entry is None or entry.resolver is None else Destination("image", entry.vaddr)
+
     def symbol(self, holder: Key, name: str, branch: bool) -> Destination:
         """A name that no object at hand defines."""
+        if name in self.match.resolvers:
+            return self._ifunc(holder, name, self.match.resolvers[name])
+        chosen = self._chosen(name)
+        if chosen is not None:
+            return chosen
         place = self.match.symbols.get(name)
         if place is not None:
             return Destination("image", place.vaddr)
-        own = self.run.global_symbol(name)
-        if own is not None and own.type == "ifunc":
-            return self._ifunc(holder, name, own.value)
         if name == "_GLOBAL_OFFSET_TABLE_" and self.run.got is not None:
             return Destination("image", self.run.got)
         entries = self.run.elf.plt().get(name)

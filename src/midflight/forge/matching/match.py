@@ -98,6 +98,7 @@ class _Matcher:
         self.data: dict[Key, Place] = {}
         self.findings: list[Finding] = []
         self.absent: set[Key] = set()
+        self.resolvers: dict[str, int] = {}
 
     def result(self, fixed: Fixed | None) -> Match:
         self._check_debug()
@@ -286,8 +287,12 @@ class _Matcher:
         """Where a symbol that the fixed objects do not define is, when the image defines it."""
         id_ = self.names.id_of_symbol(name)
         symbol = self.run.global_symbol(name)
+        resolver = self._resolver(id_)
+        if resolver is not None:
+            self.resolvers[name] = resolver
+            return None
         if symbol is not None:
-            return None if symbol.type in ("tls", "ifunc") else self.evidence.named(id_, symbol)
+            return None if symbol.type == "tls" else self.evidence.named(id_, symbol)
         defined = self.names.place_of(id_)
         if defined is not None and self._is_function(defined):
             # What an object defines is where that function was proven, whatever a single call may say.
@@ -295,6 +300,9 @@ class _Matcher:
             if defined not in self.prover.proven:
                 if self.facts.values(id_, "address"):
                     self._unproven(defined)
+                return None
+            if self.names.atom(*defined).ifunc:
+                self.resolvers[name] = self.prover.proven[defined].fit.vaddr
                 return None
         learnt = self.facts.values(id_, "address")
         if len(learnt) != 1:
@@ -304,6 +312,11 @@ class _Matcher:
             path = self.names.path_of(id_) or ""
             self.findings.append(finding("MF135", path, name, places=f"{place.vaddr:#x}", how=place.how))
         return place
+
+    def _resolver(self, id_: Id) -> int | None:
+        """The resolver of a name that the image's own symbols, under any of its names, tell to be an IFUNC."""
+        symbols = (self.run.global_symbol(name) for name in self.names.names_of(id_))
+        return next((s.value for s in symbols if s is not None and s.type == "ifunc"), None)
 
     # --- what must hold in the end -----------------------------------------------------------------------------------
 
@@ -408,6 +421,7 @@ class _Matcher:
             tls_module=min(self.facts.values((None, ""), "tlsld"), default=None),
             absent=frozenset(self.absent),
             objects=reports,
+            resolvers=self.resolvers,
         )
 
     def _object(self, path: Path) -> ObjectMatch:

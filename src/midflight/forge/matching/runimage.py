@@ -98,6 +98,13 @@ class RunImage:
         """The first PLT entry that leads to the choice of an IFUNC resolver."""
         return next((entry for entry in self.elf.plt_entries if entry.resolver == resolver), None)
 
+    @cached_property
+    def resolvers(self) -> frozenset[int]:
+        """Where functions begin that choose another one (IFUNC): nobody may call them instead of what they chose."""
+        tables = (*self.table.symbols(), *(self.elf.dynamic_symbols() if self.elf.is_dynamic else ()))
+        named = {s.value for s in tables if s.type == "ifunc" and s.defined}
+        return frozenset(named | set(self.elf.irelative.values()))
+
     # --- symbols and functions ---------------------------------------------------------------------------------------
 
     @property
