@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
@@ -10,6 +11,12 @@ import pytest
 
 TESTS = Path(__file__).parent
 MARKED_FOLDERS = ("live", "corpus")
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores Ctrl-C, and what we start would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
