@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from midflight.errors import ForgeError, InputError, Refused
+from midflight.forge.capture.buildtree import locked
 from midflight.forge.model import BuildPair
 from tests.forge.capture_projects import (
     C_PROGRAM,
@@ -302,3 +306,25 @@ def test_unchanged_object_of_another_maker_is_no_obstacle(project: Bench) -> Non
 
     assert names(pair, pair.pre.inputs) == ["main.o", "helper.o"]
     assert names(pair, pair.changed) == ["helper.o"]
+
+
+def test_builds_that_nobody_used_for_a_month_are_removed(tmp_path: Path) -> None:
+    names_of = {"old": "a" * 24, "new": "b" * 24, "busy": "c" * 24, "half": "d" * 24, "else": "my notes"}
+    for what, name in names_of.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("text")
+        if what != "half":
+            (tmp_path / name / "complete").touch()
+        if what != "new":
+            os.utime(tmp_path / name, (0, time.time() - 31 * 24 * 3600))
+    descriptor = os.open(tmp_path / names_of["busy"], os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with locked(tmp_path / ("e" * 24), lambda line: None) as base:
+            (base / "complete").touch()
+    finally:
+        os.close(descriptor)
+    assert {path.name for path in tmp_path.iterdir()} == {*names_of.values(), "e" * 24} - {names_of["old"]}
+    with locked(tmp_path / names_of["busy"], lambda line: None):
+        pass  # who uses one keeps it
+    assert (tmp_path / names_of["busy"]).stat().st_mtime > time.time() - 60

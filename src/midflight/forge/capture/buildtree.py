@@ -10,8 +10,10 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,10 @@ from midflight.errors import InputError
 from midflight.forge.capture.run import Progress, run_build
 from midflight.forge.capture.shims import Tool, compilers_identity, redirect, wrapper_files
 from midflight.forge.capture.source import copy_tree
+
+_KEPT = 30 * 24 * 3600.0
+"""Seconds for which a build is kept that nobody uses."""
+_NAME = re.compile(r"[0-9a-f]{24}")
 
 
 def checked_source(source: Path, work: Path) -> Path:
@@ -51,9 +57,28 @@ def without_caches(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, "CCACHE_DISABLE": "1", "DISTCC_HOSTS": "localhost"}
 
 
+def _forget_unused(folder: Path) -> None:
+    """Remove builds that nobody has used for long; those in use are locked, and anything else there is not ours."""
+    for entry in folder.iterdir():
+        old = _NAME.fullmatch(entry.name) and entry.stat().st_mtime < time.time() - _KEPT
+        if not old or not (entry / "complete").is_file():
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Without this note, what is left of it is rubbish if we are killed.
+                (entry / "complete").unlink()
+                shutil.rmtree(entry)
+            finally:
+                os.close(descriptor)
+
+
 @contextlib.contextmanager
 def locked(base: Path, progress: Progress) -> Iterator[Path]:
-    """Create and lock the folder of one build against other runs; removed when its pre build was not completed."""
+    """Create and lock the folder of one build against other runs; removed when its pre build was not completed.
+
+    Builds beside it that were not used for 30 days are removed."""
     while True:
         base.mkdir(exist_ok=True)
         descriptor = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
@@ -70,6 +95,8 @@ def locked(base: Path, progress: Progress) -> Iterator[Path]:
             break
         os.close(descriptor)  # removed by the one we waited for
     try:
+        os.utime(base)
+        _forget_unused(base.parent)
         yield base
     finally:
         if not (base / "complete").exists():
