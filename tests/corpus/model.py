@@ -65,8 +65,6 @@ class Patched:
     functions: frozenset[str]
     """What the hotpatch must replace: all that the fix changes, and nothing whose line numbers alone moved."""
     host: HostProgram | None = None
-    doubtful: frozenset[str] = frozenset()
-    """What it may replace besides: only a line number moved, but that number is also written out in the source."""
     proof: Literal["live", "call"] = "live"
     """live: the hole itself is seen from outside. call: the host program calls the function, and shows old and new."""
 

@@ -114,6 +114,38 @@ def test_line_number_on_all_ways_to_a_call(tmp_path: Path, compiler: str, way: s
     assert pair.changed == (set() if same else {"f"})
 
 
+INLINED = """
+static inline __attribute__((always_inline)) int check(int x, const char *what, int line) {
+  if (x < 0) { fail(what, "unit.c", line); }
+  return work(x);
+}
+int f(int x) {
+  x = check(x, "first", __LINE__);
+  x += check(work(x),
+             "second",
+             __LINE__ OFF);
+  return x;
+}
+"""
+
+
+@BOTH
+@pytest.mark.parametrize("lines", [1, 9, -3])
+def test_line_of_a_call_that_was_inlined(tmp_path: Path, compiler: str, lines: int) -> None:
+    """The instructions have the lines of the callee; the call is written over several lines."""
+    body = "\n" * 60 + INLINED.replace("OFF", "")
+    pair = shifted(tmp_path, body, body, compiler, lines)
+    assert pair.diff.line_only == ("f",)
+    assert pair.diff.changed == ()
+
+
+@BOTH
+def test_another_line_of_a_call_that_was_inlined_is_a_change(tmp_path: Path, compiler: str) -> None:
+    body = "\n" * 60 + INLINED
+    pair = shifted(tmp_path, body.replace("OFF", ""), body.replace("OFF", "+ 1"), compiler, 3)
+    assert pair.changed == {"f"}
+
+
 @BOTH
 def test_other_line_than_the_table_says_is_a_change(tmp_path: Path, compiler: str) -> None:
     """Both numbers belong to lines of the function, but the second one is not the line of that call."""

@@ -114,13 +114,15 @@ CASES = (
         # a signature changes together with its only caller; other functions differ by a line number in a message
         Patched(
             HaproxyFragment,
-            frozenset({"h1_headers_to_hdr_list", "h2_make_htx_request", "h2c_decode_headers"}),
-            doubtful=frozenset(
+            frozenset(
                 {
+                    "h1_headers_to_hdr_list",
+                    "h2_make_htx_request",
                     "h2_rcv_buf",
                     "h2_snd_buf",
                     "h2_subscribe",
                     "h2_unsubscribe",
+                    "h2c_decode_headers",
                     "h2c_handle_data",
                     "h2s_bck_make_req_headers",
                     "h2s_frt_make_resp_headers",

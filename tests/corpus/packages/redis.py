@@ -185,7 +185,6 @@ CASES = (
                     "luaCallFunction",
                 }
             ),
-            doubtful=frozenset({"writeToClient"}),
         ),
         reviewed={
             "MF170:addReplyStatusSafe": "A new function. The string that it makes is freed before it returns.",
@@ -202,7 +201,6 @@ CASES = (
             RedisAccept,
             frozenset({"acceptTcpHandler", "acceptTLSHandler", "acceptUnixHandler", "clusterAcceptHandler"}),
             HostProgram("failing_accept.c", shared=True),
-            frozenset({"writeToClient"}),
         ),
     ),
     Case(

@@ -1,7 +1,7 @@
 """Reads the types and function signatures in an object's DWARF, and nothing else of it, fast.
 
 DWARF 2 to 5 in 32-bit format, as gcc and clang write it into x86-64 objects. Of the bodies of functions only variables
-are read, and those only where static ones exist. Sources:
+are read, and those only where static ones exist; and on demand the lines of calls that were inlined. Sources:
 DWARF 5 chapter 7 (encodings), DWARF 4 section 7.5 for the older forms.
 """
 
@@ -22,12 +22,13 @@ SHF_COMPRESSED = 0x800
 ARRAY, CLASS, ENUMERATION, PARAMETER, MEMBER, POINTER, REFERENCE = 0x01, 0x02, 0x04, 0x05, 0x0D, 0x0F, 0x10
 COMPILE_UNIT, STRUCTURE, SUBROUTINE, TYPEDEF, UNION, UNSPECIFIED_PARAMETERS = 0x11, 0x13, 0x15, 0x16, 0x17, 0x18
 INHERITANCE, TO_MEMBER, SUBRANGE, BASE, CONST, ENUMERATOR, SUBPROGRAM = 0x1C, 0x1F, 0x21, 0x24, 0x26, 0x28, 0x2E
+INLINED = 0x1D
 VARIABLE, VOLATILE, RESTRICT, NAMESPACE, UNSPECIFIED_TYPE, RVALUE, ATOMIC = 0x34, 0x35, 0x37, 0x39, 0x3B, 0x42, 0x47
 
 # Attributes (DWARF 5 table 7.5)
 NAME, BYTE_SIZE, BIT_OFFSET, BIT_SIZE, CONST_VALUE, UPPER_BOUND = 0x03, 0x0B, 0x0C, 0x0D, 0x1C, 0x2F
 ORIGIN, ARTIFICIAL, COUNT, LOCATION, DECLARATION, ENCODING, EXTERNAL = 0x31, 0x34, 0x37, 0x38, 0x3C, 0x3E, 0x3F
-DECLARED_FILE, DECLARED_LINE = 0x3A, 0x3B
+DECLARED_FILE, DECLARED_LINE, CALL_LINE = 0x3A, 0x3B, 0x59
 DIRECTORY, EXPRESSION = 0x1B, 0x02  # DW_AT_location; LOCATION is that of a member
 SPECIFICATION, TYPE, DATA_BIT_OFFSET, LINKAGE_NAME, STR_OFFSETS_BASE, DWO_NAME = 0x47, 0x49, 0x6B, 0x6E, 0x72, 0x76
 _SIBLING, _GNU_DWO_NAME, _MIPS_LINKAGE_NAME = 0x01, 0x2130, 0x2007
@@ -35,7 +36,7 @@ _WANTED = frozenset(
     {
         *(NAME, BYTE_SIZE, BIT_OFFSET, BIT_SIZE, CONST_VALUE, UPPER_BOUND, ORIGIN, ARTIFICIAL, COUNT, LOCATION),
         *(DECLARATION, ENCODING, EXTERNAL, SPECIFICATION, TYPE, DATA_BIT_OFFSET, LINKAGE_NAME, STR_OFFSETS_BASE),
-        *(DECLARED_FILE, DECLARED_LINE),
+        *(DECLARED_FILE, DECLARED_LINE, CALL_LINE),
         *(DIRECTORY, EXPRESSION, DWO_NAME, _SIBLING, _GNU_DWO_NAME, _MIPS_LINKAGE_NAME),
     }
 )
@@ -87,10 +88,12 @@ class Die:
 
 
 class Types:
-    """The entries of one object, by offset. ``usable``: the object has DWARF that says something about types."""
+    """The entries of one object, by offset. ``usable``: the object has DWARF that says something about types.
+    ``calls``: with ``bodies``, the lines from which calls were inlined into a function, by its entry's offset."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, bodies: bool = False) -> None:
         self.dies: dict[int, Die] = {}
+        self.calls: dict[int, list[int]] | None = {} if bodies else None
         self.usable = False
         try:
             self._sections = _read_sections(file)
@@ -122,7 +125,7 @@ class Types:
                 first = at + 11
             end = at + 4 + length
             abbreviations = self._abbreviations(table)
-            _Unit(self._sections, self.dies, at, first, end, abbreviations, version, self._places).read()
+            _Unit(self._sections, self.dies, at, first, end, abbreviations, version, self._places, self.calls).read()
             unit = self.dies[first]
             split = DWO_NAME in unit.attributes or _GNU_DWO_NAME in unit.attributes
             self.usable |= not split and bool(unit.children)
@@ -165,6 +168,7 @@ class _Unit:
         abbreviations: dict[int, tuple[int, bool, list[tuple[int, int, int]]]],
         version: int,
         places: _Places,
+        calls: dict[int, list[int]] | None,
     ) -> None:
         self._data = sections[".debug_info"]
         self._sections = sections
@@ -174,9 +178,12 @@ class _Unit:
         self._version = version
         self._offsets_base = 8
         self._places = places
+        self._calls = calls
 
     def read(self) -> None:
         data, dies = self._data, self._dies
+        bodies = self._places.local or self._calls is not None
+        function = -1
         at = self._first
         parents: list[Die | None] = []
         while at < self._end:
@@ -198,9 +205,7 @@ class _Unit:
             if kept and parent is not None and parent.tag == SUBPROGRAM:
                 kept = tag in (PARAMETER, UNSPECIFIED_PARAMETERS)
                 beyond = parent.attributes.get(_SIBLING)
-                if (
-                    not kept and isinstance(beyond, int) and not self._places.local
-                ):  # parameters come first: the rest is the body
+                if not kept and isinstance(beyond, int) and not bodies:  # parameters come first: the rest is the body
                     parents.pop()
                     at = beyond
                     continue
@@ -211,9 +216,13 @@ class _Unit:
                 dies[offset] = die
                 if parent is not None:
                     parent.children.append(offset)
-            elif self._places.local:
-                if tag == VARIABLE:
+                if tag == SUBPROGRAM:
+                    function = offset
+            elif bodies:
+                if tag == VARIABLE and self._places.local:
                     dies[offset] = Die(offset, tag, BODY, attributes)
+                elif tag == INLINED and self._calls is not None and isinstance(line := attributes.get(CALL_LINE), int):
+                    self._calls.setdefault(function, []).append(line)
             elif has_children and isinstance(sibling := attributes.get(_SIBLING), int):
                 at = sibling
                 continue

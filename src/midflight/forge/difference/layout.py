@@ -206,12 +206,7 @@ class _Reader:
         constructor's or destructor's copies have linkage names of their own (C1, C2, D0 ...)."""
         if dwarf.DECLARATION in die.attributes:
             return
-        chain = [die]
-        for attribute in (dwarf.ORIGIN, dwarf.SPECIFICATION):
-            origin = self._dies.get(chain[-1].number(attribute) or -1)
-            if origin is not None:
-                chain.append(origin)
-        names = [d.attributes[a] for a in (dwarf.LINKAGE_NAME, dwarf.NAME) for d in chain if a in d.attributes]
+        chain, names = _chain(self._dies, die)
         if not names or not isinstance(names[0], str):
             return
         placed = next((d for d in chain if dwarf.DECLARED_LINE in d.attributes), die)
@@ -225,18 +220,22 @@ class _Reader:
     def _add_variable(self, die: Die) -> None:
         if dwarf.DECLARATION in die.attributes:
             return
-        chain = [die]
-        for attribute in (dwarf.ORIGIN, dwarf.SPECIFICATION):
-            declared = self._dies.get(chain[-1].number(attribute) or -1)
-            if declared is not None:
-                chain.append(declared)
+        chain, names = _chain(self._dies, die)
         if die.parent == dwarf.BODY:
             names = [die.attributes.get(dwarf.EXPRESSION)]  # Its name in the source is not that of the symbol.
-        else:
-            names = [d.attributes[a] for a in (dwarf.LINKAGE_NAME, dwarf.NAME) for d in chain if a in d.attributes]
         typed = next((d for d in chain if dwarf.TYPE in d.attributes), None)
         if typed is not None and names and isinstance(names[0], str):
             self.table.variables.setdefault(names[0], self._type(typed))
+
+
+def _chain(dies: Mapping[int, Die], die: Die) -> tuple[list[Die], list[dwarf.Value]]:
+    """An entry and those that it goes back to, and the names that they give, linkage names first."""
+    chain = [die]
+    for attribute in (dwarf.ORIGIN, dwarf.SPECIFICATION):
+        origin = dies.get(chain[-1].number(attribute) or -1)
+        if origin is not None:
+            chain.append(origin)
+    return chain, [d.attributes[a] for a in (dwarf.LINKAGE_NAME, dwarf.NAME) for d in chain if a in d.attributes]
 
 
 def _count(subrange: Die) -> str:
@@ -287,6 +286,22 @@ def signatures(file: Path) -> Mapping[str, str]:
         ImageError: the debug information is malformed.
     """
     return _table(file).signatures
+
+
+def call_lines(file: Path) -> Mapping[str, Sequence[int]]:
+    """The lines from which calls were inlined into each function of an object, by its linkage name, in the order of the
+    debug information (clones of a function share its name).
+
+    Raises:
+        ImageError: the debug information is malformed.
+    """
+    types = Types(file, bodies=True)
+    found: dict[str, list[int]] = {}
+    for offset, lines in (types.calls or {}).items():
+        _, names = _chain(types.dies, types.dies[offset])
+        if names and isinstance(names[0], str):
+            found.setdefault(names[0], []).extend(lines)
+    return found
 
 
 def definitions(file: Path) -> Sequence[Definition]:

@@ -5,7 +5,9 @@ Such a difference is no change. It is accepted only when, instruction by instruc
 - everything is equal but the immediate of a ``mov`` into a register or the stack, or of a ``push``, on the way to
   a call;
 - the old immediate is a line of this function in the old line table, the new one the line that the new table has in the
-  same place (not always for that instruction: of a call that is inlined in part, the rest has the callee's lines);
+  same place (not always for that instruction: of a call that is inlined in part, the rest has the callee's lines), or
+  they are the lines from which the same call was inlined (or a few lines further on in both: a call may be written over
+  several lines);
 - the number is not written out anywhere in the sources of the unit, so that it can only come from ``__LINE__``.
 
 In doubt (no DWARF, sources not found) it is a change. Source: DWARF 5 section 6.2, Intel SDM volume 2.
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from midflight.errors import ImageError
 from midflight.forge.difference import layout
 from midflight.forge.difference.linetable import LineInfo, Row, read_line_info
 from midflight.forge.model import Atom
+from midflight.forge.objects import base_name
 
 SOURCES = "sources"
 """Folder beside that of the kept objects of a build, with what the compilers read, by absolute path."""
@@ -37,6 +40,8 @@ _LINE_ARGUMENTS = {  # with the size of the immediate, which ends the instructio
     x86.Code.PUSHQ_IMM32: 4,
     x86.Code.PUSHQ_IMM8: 1,
 }
+_STATEMENT = 6
+"""Lines over which a call may be written, to be known by its first one."""
 _KEPT = frozenset(
     (x86.Register.RBX, x86.Register.RBP, x86.Register.R12, x86.Register.R13, x86.Register.R14, x86.Register.R15)
 )
@@ -62,6 +67,17 @@ class LineTables:
         end = atom.offset + atom.size
         found = self._info.rows.get(atom.section, ())
         return [Row(r.address - atom.offset, r.line, r.file) for r in found if atom.offset <= r.address < end]
+
+    @cached_property
+    def _call_lines(self) -> Mapping[str, Sequence[int]]:
+        try:
+            return layout.call_lines(self._file)
+        except ImageError:
+            return {}
+
+    def call_lines(self, atom: Atom) -> Sequence[int]:
+        """The lines from which calls were inlined into a function, in the order of the debug information."""
+        return self._call_lines.get(base_name(atom.name), ())
 
     @property
     def files(self) -> Mapping[int, str]:
@@ -109,6 +125,7 @@ def only_lines_differ(old: Atom, new: Atom, pre: LineTables, post: LineTables) -
     if not rows[0] or [r.address for r in rows[0]] != [r.address for r in rows[1]]:
         return False
     lines = {(a.line, b.line) for a, b in zip(*rows, strict=True)}
+    inlined: Set[tuple[int, int]] = set()
     for index, (one, other) in enumerate(zip(*instructions, strict=True)):
         if one.len != other.len:
             return False
@@ -122,12 +139,28 @@ def only_lines_differ(old: Atom, new: Atom, pre: LineTables, post: LineTables) -
         if old.data[at:start] != new.data[at:start]:
             return False
         before, after = (int.from_bytes(data[start:end], "little") for data in (old.data, new.data))
-        if (before, after) not in lines or not _goes_to_a_call(old, instructions[0], index):
+        if not _lines_of_one_statement(before, after, lines):
+            if not inlined:
+                inlined = _inlined(old, new, pre, post)
+            if not _lines_of_one_statement(before, after, inlined):
+                return False
+        if not _goes_to_a_call(old, instructions[0], index):
             return False
         for literals in (pre.literals, post.literals):
             if literals is None or before in literals or after in literals:
                 return False
     return True
+
+
+def _lines_of_one_statement(before: int, after: int, lines: Set[tuple[int, int]]) -> bool:
+    """Whether two lines are those of the same statement, or stand the same few lines after its first one."""
+    return any((before - further, after - further) in lines for further in range(_STATEMENT))
+
+
+def _inlined(old: Atom, new: Atom, pre: LineTables, post: LineTables) -> Set[tuple[int, int]]:
+    """Old and new lines from which the same calls were inlined; empty when not the same calls were."""
+    before, after = pre.call_lines(old), post.call_lines(new)
+    return set(zip(before, after, strict=True)) if len(before) == len(after) else set()
 
 
 def _goes_to_a_call(function: Atom, instructions: Sequence[x86.Instruction], index: int) -> bool:
