@@ -8,7 +8,7 @@ SERIAL := live or kills or soak
 # make matching
 SEEDS ?= 1000 1100
 
-.PHONY: help setup setup-test lint format unit live corpus corpus-quick test matching bench demo clean lock reference
+.PHONY: help setup setup-test lint format unit live corpus corpus-quick test test-wine matching bench demo clean lock reference
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -19,7 +19,7 @@ demo: ## watch a real server lose a real vulnerability under load, without a res
 	@scripts/bootstrap demo
 	@$(BIN)/python demo/run.py
 
-test: lint unit live corpus-quick ## everything that CI runs: lint, types, import rules, all tests (under 30 minutes)
+test: lint unit live corpus-quick test-wine ## everything that CI runs: lint, types, import rules, all tests (under 30 minutes)
 
 lint: ## ruff, mypy --strict, import-linter
 	@scripts/bootstrap
@@ -29,7 +29,12 @@ lint: ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 unit: setup-test ## the fast tests, two at a time
-	$(PYTEST) -n 2 -m "not corpus and not bench and not ($(SERIAL))"
+	$(PYTEST) -n 2 -m "not corpus and not bench and not wine and not ($(SERIAL))"
+
+test-wine: ## the tests on Windows programs, run by a Windows Python under Wine
+	@scripts/bootstrap wine
+	@$(BIN)/python -m tests.wine.build
+	mkdir -p $(REPORTS) && scripts/wine -m pytest tests/wine -p no:cacheprovider --junitxml=$(REPORTS)/$@.xml
 
 live: setup-test ## the tests on live processes: scenarios, kills at every step, soak
 	$(PYTEST) -m "($(SERIAL)) and not corpus"
@@ -61,6 +66,9 @@ lock: ## pin the newest versions of the Python packages anew
 	@scripts/bootstrap
 	$(BIN)/uv pip compile -q --upgrade pyproject.toml --group dev --python-version 3.11 --universal --generate-hashes \
 	    --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements.lock
+	$(BIN)/uv pip compile -q --upgrade scripts/wine.in -c requirements.lock --python-version 3.11 \
+	    --python-platform x86_64-pc-windows-msvc --generate-hashes --no-emit-index-url --no-emit-find-links \
+	    --no-annotate --no-header -o scripts/wine.lock
 	echo uv | $(BIN)/uv pip compile -q --upgrade - --python-version 3.11 --universal --generate-hashes \
 	    --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o scripts/uv.lock
 

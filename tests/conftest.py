@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-MARKED_FOLDERS = ("live", "corpus")
+MARKED_FOLDERS = ("live", "corpus", "wine")
 
 
 def pytest_configure() -> None:

@@ -1,0 +1,1 @@
+"""Tests of Windows: run by pytest inside a Windows Python, under Wine or on Windows (``make test-wine``)."""
