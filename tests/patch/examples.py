@@ -88,6 +88,35 @@ def target(**changes: Any) -> Target:
     return dataclasses.replace(full, **changes)
 
 
+PE_IDENTITY = "pe-0001f00d-662a7c63"
+
+
+def pe_target(**changes: Any) -> Target:
+    """A target for a PE image."""
+    full = target(
+        image_name="parser.dll",
+        build_id=PE_IDENTITY,
+        payload=f"payload/{PE_IDENTITY}.bin",
+        functions=(
+            Function(
+                "parse",
+                (CodeRange(0x2000, 64, "2" * 64),),
+                Entry("hotpatch", 0x2000, b"\x8b\xff", 0x1FFB, b"\xcc" * 5),
+                0,
+                80,
+            ),
+        ),
+        relocations=(
+            Relocation(4, "import", "pc32", 0, -4, True),
+            Relocation(28, "slot", "pc32", 0x5008, -4),
+            Relocation(4096, "payload", "rva32", 0, 0),
+        ),
+        imports=(Import("memcpy", None, "msvcrt.dll", "func"),),
+        unwind=Unwind(4096, 12, True),
+    )
+    return dataclasses.replace(full, **changes)
+
+
 def manifest(**changes: Any) -> Manifest:
     """A manifest that uses everything a manifest can have."""
     full = Manifest(
@@ -145,3 +174,8 @@ def put(path: Path, data: bytes) -> Path:
     """Write a file and return its path."""
     path.write_bytes(data)
     return path
+
+
+def pe_manifest(**changes: Any) -> Manifest:
+    """A manifest for a PE image."""
+    return manifest(**({"schema": 3, "targets": (pe_target(),)} | changes))

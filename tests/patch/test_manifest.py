@@ -37,7 +37,7 @@ from midflight.patch.manifest import (
     Unwind,
 )
 from midflight.patch.validate import validate_manifest
-from tests.patch.examples import PAYLOAD, manifest, target
+from tests.patch.examples import PAYLOAD, manifest, pe_manifest, pe_target, target
 
 
 def schema_of(version: int) -> dict[str, Any]:
@@ -50,7 +50,9 @@ def schema_of(version: int) -> dict[str, Any]:
 FIRST = schema_of(1)
 SCHEMA = schema_of(2)
 """Of manifests that name their reviewer: all of the first one, and the review."""
-VALIDATORS = {1: jsonschema.Draft202012Validator(FIRST), 2: jsonschema.Draft202012Validator(SCHEMA)}
+NEWEST = schema_of(3)
+"""Of manifests for PE images: the second one with other identities, entries and relocations."""
+VALIDATORS = {n: jsonschema.Draft202012Validator(schema) for n, schema in ((1, FIRST), (2, SCHEMA), (3, NEWEST))}
 VALIDATOR = VALIDATORS[2]
 DEFINITIONS: dict[str, type] = {
     "segment": Segment,
@@ -87,6 +89,11 @@ def document() -> Any:
     return json.loads(encode_manifest(reviewed()))
 
 
+def pe_document() -> Any:
+    """The same for a PE image."""
+    return json.loads(encode_manifest(pe_manifest(review=REVIEW)))
+
+
 # --- good ones -----------------------------------------------------------------------------------------------------
 
 
@@ -116,6 +123,59 @@ def test_the_second_schema_is_the_first_and_a_review() -> None:
         second[field] = FIRST[field]
     second["properties"]["schema"] = {"const": 1}
     assert second == FIRST
+
+
+def test_a_manifest_for_a_pe_image_is_of_the_third_schema() -> None:
+    """Old readers refuse it by its number; whether somebody signed it off stands in it in either case."""
+    for good in (pe_manifest(), pe_manifest(review=REVIEW)):
+        plain = json.loads(encode_manifest(good))
+        assert plain["schema"] == 3 and "review" in plain
+        assert read(plain) == good
+        VALIDATORS[3].validate(plain)
+        for older in (1, 2):
+            spoiled = {**plain, "schema": older}
+            if older == 1:
+                del spoiled["review"]
+            assert not VALIDATORS[older].is_valid(spoiled)
+            with pytest.raises(FieldError):
+                read(spoiled)
+
+
+def test_manifests_for_elf_and_for_pe_images_do_not_mix() -> None:
+    for changed in (pe_manifest(targets=(target(),)), manifest(targets=(pe_target(),))):
+        with pytest.raises(FieldError, match=r"targets\[0\]\.build_id"):
+            read(json.loads(encode_manifest(changed)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"unwind": None}, r"unwind is needed"),
+        ({"unwind": Unwind(4096, 16, True)}, r"unwind\.size"),
+        ({"unwind": Unwind(4098, 12, True)}, r"unwind\.offset"),
+        ({"imports": (Import("Sleep", "V1", "kernel32.dll", "func"),)}, r"imports\[0\]\.version"),
+        ({"imports": (Import("Sleep", None, None, "func"),)}, r"imports\[0\]\.library"),
+        ({"imports": (Import("Sleep", None, "KERNEL32.dll", "func"),)}, r"imports\[0\]\.library"),
+    ],
+)
+def test_what_a_target_for_a_pe_image_must_be(changes: dict[str, Any], fault: str) -> None:
+    with pytest.raises(FieldError, match=fault):
+        read(json.loads(encode_manifest(pe_manifest(targets=(pe_target(**changes),)))))
+
+
+@pytest.mark.parametrize(
+    ("entry", "fault"),
+    [
+        (Entry("hotpatch", 0x2001, b"\x8b\xff", 0x1FFC, b"\xcc" * 5), "even"),
+        (Entry("hotpatch", 0x2000, b"\x8b\xff", 0x1FF0, b"\xcc" * 5), "5 bytes before"),
+        (Entry("hotpatch", 0x2000, b"\x8b\xff\x55\x90\x90", 0x1FFB, b"\xcc" * 5), "2 bytes"),
+        (Entry("hotpatch", 0x2000, b"\x8b\xff"), "is needed for a hotpatch entry"),
+    ],
+)
+def test_a_hotpatch_entry_has_its_padding_directly_before_it(entry: Entry, fault: str) -> None:
+    function = replace(pe_target().functions[0], entry=entry)
+    with pytest.raises(FieldError, match=fault):
+        read(json.loads(encode_manifest(pe_manifest(targets=(pe_target(functions=(function,)),)))))
 
 
 @pytest.mark.parametrize(
@@ -236,6 +296,7 @@ def test_every_good_manifest_comes_back_and_follows_the_schema(good: Manifest) -
 def test_the_schema_is_a_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(FIRST)
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.Draft202012Validator.check_schema(NEWEST)
 
 
 def test_every_dataclass_of_the_manifest_is_in_the_schema() -> None:
@@ -246,15 +307,13 @@ def test_every_dataclass_of_the_manifest_is_in_the_schema() -> None:
 @pytest.mark.parametrize("name", ["", *DEFINITIONS])
 def test_the_schema_says_what_the_dataclass_says(name: str) -> None:
     cls = DEFINITIONS[name] if name else Manifest
-    schema = SCHEMA["$defs"][name] if name else SCHEMA
+    schema = NEWEST["$defs"][name] if name else NEWEST
     hints = get_type_hints(cls)
     assert schema["type"] == "object" and schema["additionalProperties"] is False
     assert list(schema["properties"]) == list(hints) == schema["required"]
     for field, hint in hints.items():
         if field == "schema":
-            derived: object = {"const": model.REVIEWED_SCHEMA}
-        elif field == "review":
-            derived = {"record": Review}
+            derived: object = {"const": model.PE_SCHEMA}
         elif field == "hooks":
             derived = {"hooks": set(get_args(model.HookName))}
         else:
@@ -280,7 +339,7 @@ def _reduce(schema: Any) -> object:
     """The shape that a schema allows."""
     if "$ref" in schema:
         name = schema["$ref"].removeprefix("#/$defs/")
-        return {"record": DEFINITIONS[name]} if name in DEFINITIONS else _reduce(SCHEMA["$defs"][name])
+        return {"record": DEFINITIONS[name]} if name in DEFINITIONS else _reduce(NEWEST["$defs"][name])
     if "const" in schema:
         return {"const": schema["const"]}
     if "enum" in schema:
@@ -308,11 +367,16 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path] * bool(path) + [place for step, child in inner for place in _places(child, (*path, step))]
 
 
-@pytest.mark.parametrize("place", _places(document()), ids=lambda place: ".".join(map(str, place)))
-def test_code_and_schema_agree_on_every_field(place: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(
+    ("good", "place"),
+    [(good, place) for good in (document, pe_document) for place in _places(good())],
+    ids=lambda part: ".".join(map(str, part)) if isinstance(part, tuple) else part.__name__,
+)
+def test_code_and_schema_agree_on_every_field(good: Callable[[], Any], place: tuple[Any, ...]) -> None:
     """The schema may only be milder, and that only where fields depend on each other (or a date does not exist)."""
+    validator = VALIDATORS[good()["schema"]]
     for wrong in WRONG_TYPES:
-        spoiled = document()
+        spoiled = good()
         *way, last = place
         holder = spoiled
         for step in way:
@@ -323,10 +387,10 @@ def test_code_and_schema_agree_on_every_field(place: tuple[Any, ...]) -> None:
         try:
             decode_manifest(json.dumps(spoiled).encode())
         except FieldError as error:
-            assert not VALIDATOR.is_valid(spoiled), f"{wrong!r}: {error}"
+            assert not validator.is_valid(spoiled), f"{wrong!r}: {error}"
             assert str(error).isprintable()
         else:
-            assert VALIDATOR.is_valid(spoiled), repr(wrong)
+            assert validator.is_valid(spoiled), repr(wrong)
 
 
 @pytest.mark.parametrize("place", _places(document()), ids=lambda place: ".".join(map(str, place)))

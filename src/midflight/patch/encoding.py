@@ -2,17 +2,18 @@
 what fields must be to each other is checked in :mod:`midflight.patch.validate`.
 
 The tables below follow the dataclasses of :mod:`midflight.patch.manifest` field by field, and the published schemas
-``schema/manifest-1.json`` and ``-2.json`` follow both (tests hold the three together). JSON has every field, always;
-optional ones are null; schema 2 is schema 1 with the field ``review``. Byte strings are lower-case hex; ``hooks`` is an
-object from hook name to payload offset.
+``schema/manifest-1.json`` to ``-3.json`` follow both (tests hold them together). JSON has every field, always;
+optional ones are null; schema 2 is schema 1 with the field ``review``; schema 3 is for PE images, where ``review`` may be null.
+Byte strings are lower-case hex; ``hooks`` is an object from hook name to payload offset.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from midflight.patch import strictjson
 from midflight.patch.fields import (
@@ -30,6 +31,7 @@ from midflight.patch.fields import (
     text,
 )
 from midflight.patch.manifest import (
+    PE_SCHEMA,
     REVIEWED_SCHEMA,
     SCHEMA_VERSION,
     CodeRange,
@@ -73,6 +75,9 @@ _timestamp = pattern(
 )
 _word = choice(("func", "object"))
 _HOOKS: tuple[HookName, ...] = get_args(HookName)
+Format = Literal["elf", "pe"]
+_ELF_ENTRIES: tuple[EntryKind, ...] = ("near", "short")
+_ELF_FORMS: tuple[RelocationForm, ...] = ("abs64", "abs32", "abs32s", "pc32")
 
 
 def _hooks(value: object) -> tuple[tuple[HookName, int], ...]:
@@ -117,27 +122,7 @@ _segment = record(
     Segment, kind=choice(get_args(SegmentKind)), offset=_offset, size=_size, file_offset=_offset, file_size=_offset
 )
 _range = record(CodeRange, vaddr=_vaddr, size=_size, sha256=_sha256)
-_entry = record(
-    Entry,
-    kind=choice(get_args(EntryKind)),
-    vaddr=_vaddr,
-    before=hex_bytes(5, 2),
-    pad_vaddr=optional(_vaddr),
-    pad_before=optional(hex_bytes(5)),
-)
-_function = record(
-    Function, name=_symbol, ranges=many(_range, 1, 1000), entry=_entry, new_offset=_offset, new_size=_size
-)
 _import = record(Import, name=_symbol, version=optional(text(1, 1000)), library=optional(text(1, 1000)), type=_word)
-_relocation = record(
-    Relocation,
-    offset=_offset,
-    kind=choice(get_args(RelocationKind)),
-    form=choice(get_args(RelocationForm)),
-    target=_vaddr,
-    addend=integer(-(1 << 63), (1 << 63) - 1),
-    branch=boolean,
-)
 _payload_symbol = record(PayloadSymbol, name=_symbol, offset=_offset, size=_offset, type=_word)
 _unwind = record(Unwind, offset=_offset, size=_size, throws=boolean)
 _override = record(
@@ -148,28 +133,61 @@ _override = record(
     finding=_prose,
     reason=_prose,
 )
-_target = record(
-    Target,
-    image_name=text(1, 255),
-    build_id=pattern(r"(?:[0-9a-f]{2}){8,64}", "a build-id of 8 to 64 bytes in lower-case hex"),
-    machine=choice(("x86_64",)),
-    payload=pattern(r"payload/[0-9a-f]{16,128}\.bin", "the name of a payload member"),
-    payload_sha256=_sha256,
-    payload_size=integer(1, MAX_PAYLOAD),
-    segments=many(_segment, 1, 3),
-    functions=many(_function, 0, 10_000),
-    relocations=many(_relocation),
-    imports=many(_import, 0, 100_000),
-    symbols=many(_payload_symbol, 0, 100_000),
-    unwind=optional(_unwind),
-    policy=choice(get_args(Policy)),
-    policy_reason=optional(_prose),
-    hooks=_hooks,
-    overrides=many(_override, 0, 1000),
-    escapes=boolean,
-)
+
+
+def _target(format_: Format) -> Check:
+    """What a target of an image of this format may be."""
+    elf = format_ == "elf"
+    entry = record(
+        Entry,
+        kind=choice(_ELF_ENTRIES if elf else get_args(EntryKind)),
+        vaddr=_vaddr,
+        before=hex_bytes(5, 2),
+        pad_vaddr=optional(_vaddr),
+        pad_before=optional(hex_bytes(5)),
+    )
+    function = record(
+        Function, name=_symbol, ranges=many(_range, 1, 1000), entry=entry, new_offset=_offset, new_size=_size
+    )
+    relocation = record(
+        Relocation,
+        offset=_offset,
+        kind=choice(get_args(RelocationKind)),
+        form=choice(_ELF_FORMS if elf else get_args(RelocationForm)),
+        target=_vaddr,
+        addend=integer(-(1 << 63), (1 << 63) - 1),
+        branch=boolean,
+    )
+    build_id = (
+        pattern(r"(?:[0-9a-f]{2}){8,64}", "a build-id of 8 to 64 bytes in lower-case hex")
+        if elf
+        else pattern(r"pe-[0-9a-f]{8}-[0-9a-f]{8}", "an identity like pe-0001f00d-662a7c63")
+    )
+    member = r"payload/[0-9a-f]{16,128}\.bin" if elf else r"payload/pe-[0-9a-f]{8}-[0-9a-f]{8}\.bin"
+    return record(
+        Target,
+        image_name=text(1, 255),
+        build_id=build_id,
+        machine=choice(("x86_64",)),
+        payload=pattern(member, "the name of a payload member"),
+        payload_sha256=_sha256,
+        payload_size=integer(1, MAX_PAYLOAD),
+        segments=many(_segment, 1, 3),
+        functions=many(function, 0, 10_000),
+        relocations=many(relocation),
+        imports=many(_import, 0, 100_000),
+        symbols=many(_payload_symbol, 0, 100_000),
+        unwind=optional(_unwind),
+        policy=choice(get_args(Policy)),
+        policy_reason=optional(_prose),
+        hooks=_hooks,
+        overrides=many(_override, 0, 1000),
+        escapes=boolean,
+    )
+
+
 _review = record(Review, reviewer=reviewer_name, digest=_sha256)
-_schema = integer(SCHEMA_VERSION, REVIEWED_SCHEMA)
+_schema = integer(SCHEMA_VERSION, PE_SCHEMA)
 _manifest_fields: dict[str, Check] = {
     "schema": _schema,
     "name": pattern(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,127}", "a name of letters, digits and . _ + ~ -"),
@@ -180,10 +198,17 @@ _manifest_fields: dict[str, Check] = {
     "builder": text(1, 200),
     "compiler": text(1, 1000),
     "fix_sha256": _sha256,
-    "targets": many(_target, 1, MAX_TARGETS),
+    "targets": many(_target("elf"), 1, MAX_TARGETS),
 }
-_manifest = record(Manifest, **_manifest_fields)
-_reviewed_manifest = record(Manifest, **_manifest_fields, review=_review)
+_pe_fields: dict[str, Check] = _manifest_fields | {
+    "targets": many(_target("pe"), 1, MAX_TARGETS),
+    "review": optional(_review),
+}
+_BY_SCHEMA: dict[int, Callable[[object], Manifest]] = {
+    SCHEMA_VERSION: record(Manifest, **_manifest_fields),
+    REVIEWED_SCHEMA: record(Manifest, **_manifest_fields, review=_review),
+    PE_SCHEMA: record(Manifest, **_pe_fields),
+}
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -199,12 +224,12 @@ def decode_manifest(data: bytes) -> Manifest:
     except strictjson.StrictJSONError as error:
         raise FieldError(str(error)) from None
     if type(value) is not dict or "schema" not in value:
-        return _manifest(value)
+        return _BY_SCHEMA[SCHEMA_VERSION](value)
     try:
-        reviewed = _schema(value["schema"]) == REVIEWED_SCHEMA
+        schema = _schema(value["schema"])
     except FieldError as error:
         raise error.inside(".schema") from None
-    return _reviewed_manifest(value) if reviewed else _manifest(value)
+    return _BY_SCHEMA[schema](value)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -218,7 +243,7 @@ def plain(value: object) -> object:
         result: dict[str, object] = {}
         for field in dataclass_fields(value):
             content = getattr(value, field.name)
-            if field.name == "review" and content is None:
+            if field.name == "review" and content is None and getattr(value, "schema", 0) != PE_SCHEMA:
                 continue
             result[field.name] = dict(content) if field.name == "hooks" else plain(content)
         return result

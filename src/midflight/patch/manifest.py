@@ -1,6 +1,7 @@
 """The manifest: what a hotpatch changes, in which baselines, and how its payload is bound. Plain, frozen data.
 
-Addresses named ``vaddr`` are link-time virtual addresses of the baseline image; the engine adds the load bias.
+Addresses named ``vaddr`` are link-time virtual addresses of the baseline image; the engine adds the load bias. Those of
+a PE image are RVAs: its image base is taken as 0, so that the bias is the address of the module.
 ``offset`` means an offset in the payload's own address space, which starts at 0 and is mapped in one piece.
 All sizes are in bytes. Byte strings stand in JSON as lower-case hex.
 """
@@ -13,11 +14,13 @@ from typing import Literal
 SCHEMA_VERSION = 1
 REVIEWED_SCHEMA = 2
 """The schema of a manifest that names its reviewer; all others keep the first one, which every reader knows."""
+PE_SCHEMA = 3
+"""The schema of a manifest whose targets are PE images; readers that know ELF alone refuse it by its number."""
 
 SegmentKind = Literal["code", "rodata", "data"]
 RelocationKind = Literal["payload", "image", "import", "slot"]
-RelocationForm = Literal["abs64", "abs32", "abs32s", "pc32"]
-EntryKind = Literal["near", "short"]
+RelocationForm = Literal["abs64", "abs32", "abs32s", "pc32", "rva32"]
+EntryKind = Literal["near", "short", "hotpatch"]
 Policy = Literal["strict", "entry"]
 HookName = Literal["before_apply", "after_apply", "before_revert", "after_revert"]
 
@@ -52,6 +55,9 @@ class Entry:
     near: five bytes at ``vaddr`` (after an endbr64, where there is one) become ``jmp rel32``.
     short: two bytes at ``vaddr`` become ``jmp rel8`` to ``pad_vaddr``, where five bytes of padding become
     ``jmp rel32``.
+    hotpatch (PE alone): the five bytes of padding directly before the entry, at ``pad_vaddr`` = ``vaddr`` - 5, become
+    ``jmp rel32``; then the first instruction, two bytes or longer on an even address, becomes ``jmp .-5`` (EB F9) by
+    one write of two bytes, which no thread can see half done.
     ``before`` and ``pad_before`` are the bytes on disk that are proven to be there before the first write.
     """
 
@@ -77,7 +83,8 @@ class Function:
 class Import:
     """A symbol of another module, looked up in the target's own scope when the hotpatch is applied.
 
-    ``library`` is the SONAME that provided it at build time (None: any module); ``version`` the symbol version.
+    ``library`` is the SONAME that provided it at build time (None: any module); ``version`` the symbol version. For a
+    PE image it is the name of the DLL in lower case, and ``version`` is None; the DLL may forward to another one.
     """
 
     name: str
@@ -88,10 +95,11 @@ class Import:
 
 @dataclass(frozen=True, slots=True)
 class Relocation:
-    """Bind the field at payload ``offset``: S + addend (abs…), or S + addend - P (pc32).
+    """Bind the field at payload ``offset``: S + addend (abs…), S + addend - P (pc32), or S + addend - the address of
+    payload offset 0 (rva32, PE alone: what a table of the payload's unwind information says of the payload).
 
     S is, by kind: payload: ``target`` as a payload offset; image and slot: ``target`` as a vaddr of the image (slot
-    says that it is a GOT slot of the image); import: ``target`` as an index into the imports.
+    says that it is a GOT or IAT slot of the image); import: ``target`` as an index into the imports.
     ``branch`` marks a pc32 field of a call or jump, which the engine may lead through an island.
     """
 
@@ -115,7 +123,11 @@ class PayloadSymbol:
 
 @dataclass(frozen=True, slots=True)
 class Unwind:
-    """The payload's .eh_frame (ends with a zero terminator). ``throws``: exceptions may pass, so it is registered."""
+    """The payload's .eh_frame (ends with a zero terminator). ``throws``: exceptions may pass, so it is registered.
+
+    For a PE image: the payload's table of RUNTIME_FUNCTION, 12 bytes each, sorted, relative to payload offset 0. There
+    it is always registered: whatever unwinds, the system's own dispatcher included, knows no other source.
+    """
 
     offset: int
     size: int
@@ -139,6 +151,7 @@ class Target:
 
     image_name: str
     build_id: str
+    """The GNU build-id in hex; for a PE image pe-CCCCCCCC-TTTTTTTT, its CheckSum and TimeDateStamp."""
     machine: Literal["x86_64"]
     payload: str
     payload_sha256: str
@@ -183,4 +196,4 @@ class Manifest:
     fix_sha256: str
     targets: tuple[Target, ...]
     review: Review | None = None
-    """In schema 2 alone, and always there."""
+    """In schema 2, and always there; in schema 3, where one was made."""

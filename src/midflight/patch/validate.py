@@ -12,14 +12,16 @@ from itertools import islice, pairwise
 
 from midflight.patch.encoding import MAX_MEMORY, MAX_VADDR
 from midflight.patch.fields import FieldError
-from midflight.patch.manifest import Entry, Function, Manifest, Relocation, Segment, Target
+from midflight.patch.manifest import PE_SCHEMA, Entry, Function, Manifest, Relocation, Segment, Target
 
 PAGE = 4096
 NEAR = 5
 """Bytes of jmp rel32 (Intel SDM volume 2A, JMP: E9 cd)."""
 SHORT = 2
 """Bytes of jmp rel8 (EB cb)."""
-_FIELD_SIZE = {"abs64": 8, "abs32": 4, "abs32s": 4, "pc32": 4}
+RUNTIME_FUNCTION = 12
+"""Bytes of an entry of .pdata (PE format, "The .pdata Section")."""
+_FIELD_SIZE = {"abs64": 8, "abs32": 4, "abs32s": 4, "pc32": 4, "rva32": 4}
 
 
 def validate_manifest(manifest: Manifest) -> None:
@@ -33,6 +35,23 @@ def validate_manifest(manifest: Manifest) -> None:
                 raise FieldError("is the target of another entry already", ".build_id")
             seen.add(target.build_id)
             _validate_target(target)
+            if manifest.schema == PE_SCHEMA:
+                _validate_pe(target)
+
+
+def _validate_pe(target: Target) -> None:
+    """Without unwind data an exception that passes the payload corrupts registers and nobody sees it."""
+    if target.unwind is None:
+        raise FieldError("is needed for a PE image: the payload's table of RUNTIME_FUNCTION", ".unwind")
+    if target.unwind.size % RUNTIME_FUNCTION:
+        raise FieldError(f"must be whole entries of {RUNTIME_FUNCTION} bytes", ".unwind.size")
+    if target.unwind.offset % 4:
+        raise FieldError("must be aligned to 4 bytes", ".unwind.offset")
+    for index, item in enumerate(target.imports):
+        if item.version is not None:
+            raise FieldError("must be null: imports of PE images have no version", f".imports[{index}].version")
+        if item.library is None or item.library != item.library.lower():
+            raise FieldError("must be the name of a DLL in lower case", f".imports[{index}].library")
 
 
 def _validate_target(target: Target) -> None:
@@ -114,10 +133,15 @@ def _validate_entry(entry: Entry) -> None:
                 raise FieldError("must be null for a near entry", f".{name}")
         return
     if entry.pad_vaddr is None:
-        raise FieldError("is needed for a short entry", ".pad_vaddr")
+        raise FieldError(f"is needed for a {entry.kind} entry", ".pad_vaddr")
     if entry.pad_before is None:
-        raise FieldError("is needed for a short entry", ".pad_before")
-    if not -128 <= entry.pad_vaddr - (entry.vaddr + SHORT) <= 127:
+        raise FieldError(f"is needed for a {entry.kind} entry", ".pad_before")
+    if entry.kind == "hotpatch":
+        if entry.vaddr % 2:
+            raise FieldError("must be even for a hotpatch entry, so that two bytes are written at once", ".vaddr")
+        if entry.pad_vaddr != entry.vaddr - NEAR:
+            raise FieldError(f"must be {NEAR} bytes before a hotpatch entry", ".pad_vaddr")
+    elif not -128 <= entry.pad_vaddr - (entry.vaddr + SHORT) <= 127:
         raise FieldError("must be in reach of a two-byte jump", ".pad_vaddr")
 
 
