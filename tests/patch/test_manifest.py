@@ -435,7 +435,7 @@ def test_every_key_is_needed_and_no_other_is_allowed(place: tuple[Any, ...]) -> 
         ("builder", " "),
         ("compiler", "a\nb"),
         ("fix_sha256", "F" * 64),
-        ("schema", 3),
+        ("schema", 4),
         ("sequence", 1.0),
         ("targets", []),
     ],

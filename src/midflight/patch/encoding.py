@@ -3,8 +3,8 @@ what fields must be to each other is checked in :mod:`midflight.patch.validate`.
 
 The tables below follow the dataclasses of :mod:`midflight.patch.manifest` field by field, and the published schemas
 ``schema/manifest-1.json`` to ``-3.json`` follow both (tests hold them together). JSON has every field, always;
-optional ones are null; schema 2 is schema 1 with the field ``review``; schema 3 is for PE images, where ``review`` may be null.
-Byte strings are lower-case hex; ``hooks`` is an object from hook name to payload offset.
+optional ones are null; schema 2 is schema 1 with the field ``review``; schema 3 is for PE images, and its ``review``
+may be null. Byte strings are lower-case hex; ``hooks`` is an object from hook name to payload offset.
 """
 
 from __future__ import annotations
