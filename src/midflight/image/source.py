@@ -35,6 +35,8 @@ class Source:
     that what is no part of a segment may be missing."""
 
     partial = False
+    format = "ELF"
+    """What messages call the kind of file."""
 
     def __init__(self, name: str, size: int) -> None:
         self.name = printable(name)
@@ -42,7 +44,7 @@ class Source:
 
     def bad(self, what: str) -> ImageError:
         """The error that says that this image is malformed, and how."""
-        return ImageError(f"{self.name}: malformed or truncated ELF file: {what}")
+        return ImageError(f"{self.name}: malformed or truncated {self.format} file: {what}")
 
     def read(self, offset: int, size: int, what: str) -> bytes:
         """Exactly ``size`` bytes at ``offset``; ``what`` names them in the message of the ImageError."""
