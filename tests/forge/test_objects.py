@@ -188,7 +188,7 @@ def test_frames_with_exception_tables(tmp_path: Path, compiler: str) -> None:
     assert code.atoms[guarded.lsda.atom].section.startswith(".gcc_except_table")
     assert guarded.personality is not None
     assert guarded.personality.atom == "DW.ref.__gxx_personality_v0"
-    assert guarded.cie.augmentation == "zPLR"
+    assert guarded.cie is not None and guarded.cie.augmentation == "zPLR"
     assert guarded.instructions != b""
 
 

@@ -34,8 +34,9 @@ from midflight.forge.objects import read_object
 from midflight.forge.refusals import REFUSALS, finding
 from midflight.forge.review.reviewing import Evidence, review_image
 from midflight.forge.review.touched import touched
-from midflight.image.elf import ElfFile
+from midflight.image.binary import ImageFile, open_image
 from midflight.patch.manifest import (
+    PE_SCHEMA,
     REVIEWED_SCHEMA,
     SCHEMA_VERSION,
     HookName,
@@ -144,8 +145,8 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
     fix = read_fix(request.source.resolve(), request.fix)
     progress(f"compare: {len(pair.changed)} objects")
     diffs = [diff for path in pair.changed if (diff := _difference(pair, path)) is not None]
-    with ElfFile.open(running) as run, ElfFile.open(pair.post.image) as post:
-        debug = open_debug_file(run.build_id)
+    with open_image(running) as run, open_image(pair.post.image) as post:
+        debug = open_debug_file(run.build_id) if run.format == "elf" else None
         work = _Work(request, pair, diffs, run, post, debug)
         progress(f"match: against {running.name}")
         linked = work.link(progress)
@@ -153,7 +154,7 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
         assert work.selection is not None
         changes = touched(request.source.resolve(), fix.changes, pair.tree)
         evidence = Evidence(diffs, work.selection.replaced, changes, sources.name, request.source.resolve())
-        with ElfFile.open(pair.pre.image) as pre:
+        with open_image(pair.pre.image) as pre:
             work.findings += review_image(evidence, pre, run, linked.imports, sources.path)
         findings = sorted({sources.named(item) for item in work.findings}, key=_order)
         overrides, refused = _override(findings, request.overrides)
@@ -165,7 +166,7 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
             raise RefusedWithFindings(refused, report, [evidence])
         target = _target(request, run, linked, overrides)
     manifest = Manifest(
-        schema=SCHEMA_VERSION if request.reviewer is None else REVIEWED_SCHEMA,
+        schema=_schema(target, request.reviewer),
         name=request.name or Path(request.image).name,
         sequence=request.sequence,
         description=request.description,
@@ -216,9 +217,9 @@ class _Work:
     request: ForgeRequest
     pair: BuildPair
     diffs: Sequence[ObjectDiff]
-    run: ElfFile
-    post: ElfFile
-    debug: ElfFile | None = None
+    run: ImageFile
+    post: ImageFile
+    debug: ImageFile | None = None
     """The external debug file of the running image."""
     findings: list[Finding] = field(default_factory=list)
     selection: Selection | None = None
@@ -244,6 +245,8 @@ class _Work:
         self.findings += [f for f in linked.findings if f.code != "MF141" or (f.file, f.symbol) not in unproven]
         if not self.selection.replaced and not places and not self.findings:
             self.findings.append(finding("MF160", self.request.image, self.request.image))
+        if self.run.format == "pe" and not self.run.is_pie:
+            self.findings.append(finding("MF181", self.request.image, self.request.image))
         if self.run.build_id is None:
             self.findings.append(finding("MF161", self.request.image, self.request.image))
         return linked
@@ -254,7 +257,7 @@ class _Work:
         objects = {diff.pre.path: diff.pre for diff in self.diffs if diff.pre is not None}
         known = frozenset(item.symbol for item in self.matched.findings if item.code == "MF134")
         replaced = list(self.selection.replaced.values())
-        with ElfFile.open(self.pair.pre.image) as pre:
+        with open_image(self.pair.pre.image) as pre:
             self.findings += overruled(self.diffs, self.pair.pre, pre)
             told_by = self.run if has_local_symbols(self.run) else pre
             self.findings += folded(replaced, objects, told_by, known)
@@ -288,7 +291,7 @@ class _Work:
             self.selection = select(
                 self.diffs, lambda name: image.global_symbol(name) is not None, hooks, names, absent
             )
-            with ElfFile.open(self.pair.pre.image) as linked:
+            with open_image(self.pair.pre.image) as linked:
                 self.matched = match(self.run, before, self.selection.wanted, linked, fixed=fixed, debug=self.debug)
             if self.matched.absent <= absent:
                 return
@@ -318,7 +321,7 @@ def _override(
     return tuple(overridden), refused
 
 
-def _reviewed(fix: str, run: ElfFile, linked: Linked, findings: Sequence[Finding]) -> str:
+def _reviewed(fix: str, run: ImageFile, linked: Linked, findings: Sequence[Finding]) -> str:
     """The digest of what a reviewer signs off: the fix, the baseline, the payload, and all that was found."""
     what = {
         "fix": fix,
@@ -329,7 +332,7 @@ def _reviewed(fix: str, run: ElfFile, linked: Linked, findings: Sequence[Finding
     return hashlib.sha256(json.dumps(what, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _target(request: ForgeRequest, run: ElfFile, linked: Linked, overrides: tuple[Override, ...]) -> Target:
+def _target(request: ForgeRequest, run: ImageFile, linked: Linked, overrides: tuple[Override, ...]) -> Target:
     assert run.build_id is not None
     return Target(
         image_name=run.soname or Path(request.image).name,
@@ -350,6 +353,12 @@ def _target(request: ForgeRequest, run: ElfFile, linked: Linked, overrides: tupl
         overrides=overrides,
         escapes=linked.escapes,
     )
+
+
+def _schema(target: Target, reviewer: str | None) -> int:
+    if target.build_id.startswith("pe-"):
+        return PE_SCHEMA
+    return SCHEMA_VERSION if reviewer is None else REVIEWED_SCHEMA
 
 
 def _created(fix: Path) -> str:

@@ -100,6 +100,9 @@ class Atom:
     aliases: tuple[str, ...] = ()
     """Other names of the same place."""
     ifunc: bool = False
+    padded: bool = False
+    """Whether zeros that fill up to the next label may be at its end: COFF says where unnamed constants begin, not
+    where they end."""
     sized: bool = True
     """False where the object does not say where it ends (hand-written assembler): it reaches up to the next symbol."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import iced_x86 as x86
 
+from midflight.forge import relocs as r
 from midflight.forge.frames import Cie, RawFde, read_frames
 from midflight.forge.model import Atom, AtomKind, ObjectCode, Reference
 from midflight.forge.rawobject import RawObject
@@ -62,6 +63,7 @@ class _Piece:
     sized: bool = True
     constant: bool = False
     """In a writable section, but nothing writes there."""
+    padded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +92,14 @@ class Layout:
 
 
 def read_object(file: Path, path: Path) -> ObjectCode:
-    """Read an ELF relocatable for x86-64.
+    """Read an ELF or COFF relocatable for x86-64.
 
     Args:
         file: the file to read.
         path: the object's own path in the build, which names it in findings.
 
     Raises:
-        ImageError: the file is malformed or no x86-64 ELF relocatable.
+        ImageError: the file is malformed or no relocatable for x86-64.
     """
     with file.open("rb") as stream:
         magic = stream.read(4)
@@ -128,14 +130,18 @@ def read_object(file: Path, path: Path) -> ObjectCode:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The unwind information of one stretch of code, enough to write it anew elsewhere."""
+    """The unwind information of one stretch of code, enough to write it anew elsewhere.
+
+    In COFF objects it is one entry of .pdata: ``cie`` is None, and ``lsda`` leads to the UNWIND_INFO (with the data of
+    the handler behind it), which is an atom that refers to the handler.
+    """
 
     function: str
     """Key of the atom."""
     offset: int
     """Where in the atom the stretch begins."""
     size: int
-    cie: Cie
+    cie: Cie | None
     personality: Reference | None
     """S + A is the personality routine, or the slot that holds its address when ``cie.personality_encoding`` has
     DW_EH_PE_indirect (0x80). ``offset`` is the offset in ``cie.data``."""
@@ -145,7 +151,7 @@ class Frame:
 
 
 def frames(code: ObjectCode) -> Mapping[str, tuple[Frame, ...]]:
-    """Unwind information by function key, in the order of the object's .eh_frame (one entry for most functions).
+    """Unwind information by function key, in the order of the object's .eh_frame or .pdata (one entry for most).
 
     Raises:
         ImageError: the object's .eh_frame is malformed.
@@ -170,6 +176,12 @@ def frames(code: ObjectCode) -> Mapping[str, tuple[Frame, ...]]:
             lsda = replace(_reference(raw, layout, nowhere, fde.lsda, None), offset=0)
         frame = Frame(piece.key, offset - piece.start, fde.size, fde.cie, personality, lsda, fde.instructions)
         found[piece.key] = (*found.get(piece.key, ()), frame)
+    for item in raw.runtime_functions:
+        piece, info = layout.locate(item.section, item.start), layout.locate(item.info_section, item.info)
+        if piece is not None and info is not None:
+            to_info = Reference(0, r.RVA32, item.info - info.start, info.key, None)
+            frame = Frame(piece.key, item.start - piece.start, item.end - item.start, None, None, to_info, b"")
+            found[piece.key] = (*found.get(piece.key, ()), frame)
     return found
 
 
@@ -190,6 +202,8 @@ def _lay_out(raw: RawObject, fdes: Sequence[RawFde]) -> Layout:
             index, offset = _place(raw, fde.lsda)
             table_starts.setdefault(index, set()).add(offset)
     pieces: dict[int, list[_Piece]] = {}
+    for item in raw.runtime_functions:
+        table_starts.setdefault(item.info_section, set()).add(item.info)
     for section in raw.sections:
         if not is_program(section):
             continue
@@ -200,9 +214,11 @@ def _lay_out(raw: RawObject, fdes: Sequence[RawFde]) -> Layout:
                 _Piece(section.index, at, min(at + section.entry_size, section.size))
                 for at in range(0, section.size, section.entry_size)
             ]
-        elif section.name.startswith(".gcc_except_table"):
+        elif section.name.startswith((".gcc_except_table", ".xdata")):
             edges = sorted({0, section.size} | table_starts.get(section.index, set()))
             cut = [_Piece(section.index, a, b) for a, b in pairwise(edges)]
+        elif raw.format == "pe" and _is_pool(section, by_section.get(section.index, [])):
+            cut = _cut_at_labels(section, by_section[section.index])
         else:
             symbols = by_section.get(section.index, [])
             cut = _cut_at_symbols(raw, section, symbols, targets.get(section.index, set()))
@@ -225,7 +241,8 @@ def is_program(section: Section) -> bool:
     """Whether a section holds code or data that the program itself uses (unwind tables and notes it does not)."""
     if not section.flags & SHF_ALLOC or section.type in (SHT_NOTE, SHT_X86_64_UNWIND):
         return False
-    return section.name != ".eh_frame"
+    # .rdata$zzz is where gcc for Windows writes its own name.
+    return section.name not in (".eh_frame", ".rdata$zzz") and not section.name.startswith((".pdata", ".drectve"))
 
 
 def _crude_targets(raw: RawObject) -> dict[int, set[int]]:
@@ -282,6 +299,18 @@ def _split(piece: _Piece, edges: set[int]) -> list[_Piece]:
         return [piece]
     bounds = sorted({piece.start, piece.end, *inside, *(e + 8 for e in inside if e + 8 < piece.end)})
     return [_Piece(piece.section, a, b, sized=piece.sized, constant=a in inside) for a, b in pairwise(bounds)]
+
+
+def _is_pool(section: Section, symbols: Sequence[Symbol]) -> bool:
+    """Whether a section holds nothing but unnamed constants, with the labels that capture lets the assembler keep."""
+    constant = not section.flags & (SHF_WRITE | SHF_EXECINSTR | SHF_TLS)
+    return constant and bool(symbols) and all(symbol.name.startswith(".L") for symbol in symbols)
+
+
+def _cut_at_labels(section: Section, symbols: Iterable[Symbol]) -> list[_Piece]:
+    """COFF has no sections of strings or constants that linkers merge: all lie in one, and each begins at a label."""
+    edges = sorted({0, section.size} | {s.value for s in symbols if s.value < section.size})
+    return [_Piece(section.index, a, b, padded=True) for a, b in pairwise(edges)]
 
 
 def _cut_strings(raw: RawObject, section: Section) -> list[_Piece]:
@@ -379,7 +408,18 @@ def _name(raw: RawObject, pieces: Mapping[int, Sequence[_Piece]], taken: set[str
             taken.add(piece.key)
 
 
-def _kind(section: Section, piece: _Piece) -> AtomKind:
+def _is_text(data: bytes) -> bool:
+    """Whether these bytes are one text, ended by zeros."""
+    text = data.rstrip(b"\0")
+    if not text or len(text) == len(data) or b"\0" in text:
+        return False
+    try:
+        return all(c.isprintable() or c.isspace() for c in text.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def _kind(section: Section, piece: _Piece, data: bytes, referring: bool) -> AtomKind:
     if section.flags & SHF_EXECINSTR:
         return "function"
     if section.flags & SHF_TLS:
@@ -387,10 +427,12 @@ def _kind(section: Section, piece: _Piece) -> AtomKind:
     if section.type == SHT_NOBITS:
         return "bss"
     if section.name.startswith(
-        (".gcc_except_table", ".init_array", ".fini_array", ".preinit_array", ".ctors", ".dtors")
+        (".gcc_except_table", ".xdata", ".init_array", ".fini_array", ".preinit_array", ".ctors", ".dtors", ".CRT$")
     ):
         return "other"
     if section.flags & SHF_MERGE and section.flags & SHF_STRINGS:
+        return "string"
+    if piece.padded and _is_text(data) and not referring:
         return "string"
     if section.flags & SHF_WRITE and not section.name.startswith(".data.rel.ro") and not piece.constant:
         return "data"
@@ -404,7 +446,7 @@ def _make_atom(
     last = bisect.bisect_left(relocations, piece.end, key=lambda item: item.offset)
     inside = relocations[first:last]
     data = b"" if section.type == SHT_NOBITS else raw.content(section.index)[piece.start : piece.end]
-    kind = _kind(section, piece)
+    kind = _kind(section, piece, data, bool(inside))
     ends = _instruction_ends(data, [r.offset - piece.start for r in inside]) if kind == "function" else {}
     alignment = max(section.alignment, 1)
     if piece.start % alignment:
@@ -424,6 +466,7 @@ def _make_atom(
         references=tuple(_reference(raw, layout, piece, r, ends.get(r.offset - piece.start)) for r in inside),
         aliases=tuple(names[1:]),
         ifunc=any(symbol.type == "ifunc" for symbol in piece.symbols),
+        padded=piece.padded and not inside,
         sized=piece.sized,
     )
 
@@ -521,4 +564,8 @@ def _with_parents(raw: RawObject, layout: Layout, fdes: Sequence[RawFde], atoms:
             function, table = layout.locate(*_place(raw, fde.start)), layout.locate(*_place(raw, fde.lsda))
             if function is not None and table is not None:
                 parents[table.key] = function.key
+    for item in raw.runtime_functions:
+        function, info = layout.locate(item.section, item.start), layout.locate(item.info_section, item.info)
+        if function is not None and info is not None:
+            parents[info.key] = function.key
     return {key: replace(atom, parent=parents[key]) if key in parents else atom for key, atom in atoms.items()}

@@ -70,6 +70,30 @@ REFUSALS: dict[str, Refusal] = _table(
         "Compile this source file with -ffunction-sections -fdata-sections, or ship the fix as a baseline.",
         overridable=False,
     ),
+    # --- Windows
+    Refusal(
+        "MF180",
+        "A distance from the base of the image",
+        "at +{offset:#x} it holds a distance from the image base (ADDR32NB), which code and data of a payload cannot "
+        "have: the payload lies elsewhere",
+        f"{_BASELINE} Or write it so that the compiler makes no such table (for the MSVC ABI they are made for RTTI).",
+        overridable=False,
+    ),
+    Refusal(
+        "MF181",
+        "A PE image without base relocations",
+        "the image has no base relocations, so that its pointers cannot be told from numbers",
+        "Link it with --dynamicbase (lld and MSVC: /DYNAMICBASE, without /FIXED), and ship that build as the baseline.",
+        overridable=False,
+    ),
+    Refusal(
+        "MF182",
+        "C++ exceptions of the MSVC ABI",
+        "the new code has exception handlers of the MSVC ABI ({handler}), whose tables name types by their distance "
+        "from the base of an image that a payload is not",
+        f"{_BASELINE} Programs for the GNU ABI (MinGW) can be hotpatched with their exceptions, __try in both.",
+        overridable=False,
+    ),
     # --- differences
     Refusal(
         "MF110",

@@ -1,6 +1,11 @@
-"""Relocation types of x86-64 by name, and what the forge needs to know of them. Source: AMD64 psABI, table 4.9."""
+"""Relocation types of x86-64 by name, and what the forge needs to know of them. Source: AMD64 psABI, table 4.9.
+
+Those of COFF are read as their counterparts in ELF, see :mod:`midflight.image.coffobject`.
+"""
 
 from __future__ import annotations
+
+from midflight.image.coffobject import R_RVA32, R_UNKNOWN
 
 NONE, R_64, PC32, PLT32, GLOB_DAT, JUMP_SLOT, RELATIVE, GOTPCREL, R_32, R_32S = 0, 1, 2, 4, 6, 7, 8, 9, 10, 11
 DTPMOD64, DTPOFF64, TPOFF64, TLSGD, TLSLD, DTPOFF32, GOTTPOFF, TPOFF32, PC64 = 16, 17, 18, 19, 20, 21, 22, 23, 24
@@ -15,6 +20,8 @@ GOTOFF64, GOTPC32, GOTPC32_TLSDESC, TLSDESC_CALL, TLSDESC, IRELATIVE, GOTPCRELX,
     42,
 )
 COPY = 5
+RVA32 = R_RVA32
+"""COFF alone: four bytes, S + A - the image base."""
 
 GOT_SLOT = frozenset({GOTPCREL, GOTPCRELX, REX_GOTPCRELX})
 TLS_SLOT = frozenset({TLSGD, TLSLD, GOTTPOFF, GOTPC32_TLSDESC})
@@ -40,6 +47,7 @@ FIELD_SIZE = {
     GOTPC32_TLSDESC: 4,
     GOTPCRELX: 4,
     REX_GOTPCRELX: 4,
+    RVA32: 4,
 }
 
 _NAMES = {
@@ -51,5 +59,7 @@ _NAMES = {
 
 
 def name(type_: int) -> str:
-    """The name that readelf gives the type."""
+    """The name that readelf gives the type, or that the PE format gives one that ELF has not."""
+    if type_ >= R_RVA32:
+        return "IMAGE_REL_AMD64_ADDR32NB" if type_ == RVA32 else f"IMAGE_REL_AMD64_{type_ - R_UNKNOWN:#x}"
     return f"R_X86_64_{_NAMES.get(type_, str(type_))}"

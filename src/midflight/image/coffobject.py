@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import TracebackType
+from typing import Literal
 
 from midflight.errors import ImageError
 from midflight.image import coff
@@ -52,7 +53,7 @@ class RuntimeFunction:
 class CoffObject:
     """One COFF relocatable for x86-64, in the words of :class:`~midflight.image.elf.ElfFile`."""
 
-    format = "pe"
+    format: Literal["elf", "pe"] = "pe"
     is_pie = False
     is_dynamic = False
     entry = 0

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from midflight.errors import ImageError
 from midflight.image import dynamic as dyn
@@ -54,6 +54,8 @@ class ElfFile:
 
     ``data`` are the bytes, ``name`` is what error messages call it. All addresses are link-time virtual addresses.
     """
+
+    format: Literal["elf", "pe"] = "elf"
 
     def __init__(self, data: bytes | bytearray | memoryview | mmap.mmap | Source, name: str = "image") -> None:
         self._source = data if isinstance(data, Source) else MemorySource(data, name)
@@ -448,6 +450,14 @@ class ElfFile:
         """.eh_frame and .eh_frame_hdr, through PT_GNU_EH_FRAME or the section; None when there is neither."""
         header = self._layout.segment(PT_GNU_EH_FRAME)
         return read_unwind_tables(self._layout, header, lambda: self.section(".eh_frame"))
+
+    @cached_property
+    def _function_extents(self) -> Sequence[tuple[int, int]]:
+        return () if self.frame_table is None else tuple(self.frame_table.functions())
+
+    def function_extents(self) -> Sequence[tuple[int, int]]:
+        """(start, end) of every stretch of code that the unwind information describes."""
+        return self._function_extents
 
     @cached_property
     def frame_table(self) -> FrameTable | None:

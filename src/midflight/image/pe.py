@@ -17,7 +17,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from midflight.errors import ImageError
 from midflight.image import coff
@@ -43,7 +43,7 @@ EXPORT, IMPORT, EXCEPTION, BASERELOC, DEBUG, TLS, LOAD_CONFIG, IAT = 0, 1, 3, 5,
 class PeFile:
     """One PE image in a file, or in memory. A context manager; closing gives the file back (what was read stays)."""
 
-    format = "pe"
+    format: Literal["elf", "pe"] = "pe"
     is_dynamic = True
     bind_now = True
     has_textrel = False

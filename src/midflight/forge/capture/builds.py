@@ -17,7 +17,7 @@ from midflight.errors import ForgeError, ImageError, Refused
 from midflight.forge.capture.linkrecord import Input, archive_members, digest
 from midflight.forge.model import Build, CompiledObject
 from midflight.forge.refusals import REFUSALS
-from midflight.image.elf import ElfFile
+from midflight.image.binary import is_image, open_image, open_object, read_object_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ def read_records(folder: Path) -> Records:
 
 def _compiler(path: Path) -> str:
     try:
-        with ElfFile.open(path) as elf:
-            return "; ".join(elf.comments)
+        with open_object(path) as code:
+            return "; ".join(code.comments)
     except ImageError:
         return ""
 
@@ -107,22 +107,17 @@ def image_file(tree: Path, image: str, records: Records, make: str) -> Path:
         ForgeError: the build did not make it.
     """
     path = tree / image
-    if path.is_file() and _is_elf(path):
+    if path.is_file() and is_image(path):
         return path.resolve()
     hidden = path.parent / ".libs"
     for name in (path.name, "lt-" + path.name):
-        if (hidden / name).is_file() and _is_elf(hidden / name):
+        if (hidden / name).is_file() and is_image(hidden / name):
             return (hidden / name).resolve()
     made = _shown(os.path.relpath(r.path, tree) for r in records.links if not r.relocatable)
-    what = "is no ELF file" if path.exists() else "is not there"
+    what = "is no ELF file or PE image" if path.exists() else "is not there"
     raise ForgeError(
         f"the build ended well, but {image} {what} after '{make}'; it linked {made}; give one of these as --image"
     )
-
-
-def _is_elf(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"\x7fELF"
 
 
 def _shown(names: Iterable[str]) -> str:
@@ -134,8 +129,8 @@ def _shown(names: Iterable[str]) -> str:
 
 def _build_id(path: Path) -> str | None:
     try:
-        with ElfFile.open(path) as elf:
-            return elf.build_id
+        with open_image(path) as image:
+            return image.build_id
     except ImageError:
         return None
 
@@ -286,8 +281,8 @@ def _is_lto(path: Path) -> bool:
         if file.read(4) == b"BC\xc0\xde":
             return True
     try:
-        with ElfFile.open(path) as elf:
-            return elf.is_lto
+        with open_object(path) as code:
+            return code.is_lto
     except ImageError:
         return False
 
@@ -298,10 +293,10 @@ def _is_compiled(path: Path) -> bool:
     archive, parenthesis, member = str(path).removesuffix(")").rpartition("(")
     try:
         if not parenthesis:
-            with ElfFile.open(path) as elf:
-                return bool(elf.comments)
+            with open_object(path) as code:
+                return bool(code.comments)
         for name, data in archive_members(archive):
-            if member in (name, os.path.basename(name)) and ElfFile(data, name).comments:
+            if member in (name, os.path.basename(name)) and read_object_bytes(data, name).comments:
                 return True
         return False
     except (ImageError, OSError):

@@ -31,7 +31,10 @@ def digest(path: str) -> str:
 
 
 def is_object(data: bytes) -> bool:
-    """Whether these leading bytes are of a relocatable ELF file (or of LLVM bitcode, which stands for one)."""
+    """Whether these leading bytes are of a relocatable ELF file (or of LLVM bitcode, which stands for one), or of a
+    COFF object for x86-64: it has no optional header, as images have."""
+    if data[:2] == b"\x64\x86":
+        return data[16:18] == b"\0\0"
     return (data[:4] == b"\x7fELF" and data[16:18] in (b"\x01\x00", b"\x00\x01")) or data[:4] == b"BC\xc0\xde"
 
 

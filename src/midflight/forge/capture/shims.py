@@ -13,7 +13,9 @@ from pathlib import Path
 from midflight.errors import ForgeError
 from midflight.forge.capture import wrapper
 
-_DRIVER = re.compile(r"^(?:[\w.]+-)*(?:cc|c\+\+|c89|c99|gcc|g\+\+|clang|clang\+\+|icx|icpx)(?:-\d+(?:\.\d+)*)?$")
+_DRIVER = re.compile(
+    r"^(?:[\w.]+-)*(?:cc|c\+\+|c89|c99|gcc|g\+\+|clang|clang\+\+|icx|icpx)(?:-\d+(?:\.\d+)*)?(?:-win32|-posix)?$"
+)
 _LINKER = re.compile(r"^(?:[\w.]+-)*ld(?:\.bfd|\.gold|\.lld|\.mold)?(?:-\d+)?$")
 _COPIER = re.compile(r"^(?:[\w.]+-)*objcopy(?:-\d+)?$")
 _MAKE = frozenset({"make", "gmake", "ninja", "samu", "ninja-build"})

@@ -139,6 +139,11 @@ def added_flags(recorder: Recorder, command: Command, output: str) -> list[str]:
     if all(kind == "assembler" for _, _, kind in command.sources):
         return []
     flags = list(ADDED)
+    if recorder.kind == "gcc" and "mingw" in recorder.name:
+        # COFF has no sections of strings and constants; these labels tell where each begins.
+        flags.append("-Wa,--keep-locals")
+    if any(argument.endswith("-windows-msvc") for argument in command.arguments):
+        flags.append("-gdwarf-4")  # types are compared as DWARF tells them, not as CodeView does
     if recorder.kind == "gcc" and not any(a.startswith("-frandom-seed") for a in command.arguments):
         # Where GCC needs a name that is unique in a program it takes random numbers, unless there is a seed.
         flags.append("-frandom-seed=" + os.path.relpath(recorder.absolute(output), recorder.base))
@@ -454,7 +459,12 @@ def _same_text(one: str, other: str) -> bool:
     with open(one, "rb") as a, open(other, "rb") as b:
         while True:
             x = a.read(1 << 18)
-            if x[:8] in (b"!<arch>\n", b"!<thin>\n") or x[:4] == b"\x7fELF" or x != b.read(1 << 18):
+            if (
+                x[:8] in (b"!<arch>\n", b"!<thin>\n")
+                or x[:4] == b"\x7fELF"
+                or x[:2] in (b"MZ", b"\x64\x86")
+                or x != b.read(1 << 18)
+            ):
                 return False
             if not x:
                 return True

@@ -77,12 +77,19 @@ class Comparer:
             inside = 0 <= old_offset <= old.size and 0 <= new_offset <= new.size
             if not inside:  # a loop that counts first begins one byte before the string (of this label)
                 return old_offset == new_offset and old.data == new.data
-            return old.data[old_offset:] == new.data[new_offset:]
+            return self._plain(old)[old_offset:] == self._plain(new)[new_offset:]
+        if old.padded and new.padded and old_offset == new_offset:
+            # The same instructions read the same number of bytes, which both have: what zeros fill says nothing.
+            return self._plain(old)[old_offset:] == self._plain(new)[new_offset:]
         if (old.name and old.binding != "local") or (new.name and new.binding != "local"):
             return False
         constants = STORAGE[old.kind] == STORAGE[new.kind] and STORAGE[old.kind] in ("constant", "other")
         slots = old.kind == new.kind == "data" and not (old.name or new.name) and _is_slot(old) and _is_slot(new)
         return (constants or slots) and old_offset == new_offset and self.same(old.key, new.key)
+
+    @staticmethod
+    def _plain(atom: Atom) -> bytes:
+        return atom.data.rstrip(b"\0") if atom.padded else atom.data
 
     # --- unwinding -----------------------------------------------------------------------------------------------
 
@@ -102,7 +109,9 @@ class Comparer:
         return self.same_reference(old, new, anywhere=True)
 
 
-def _kind(cie: Cie) -> tuple[object, ...]:
+def _kind(cie: Cie | None) -> tuple[object, ...]:
+    if cie is None:
+        return ()
     return (cie.augmentation, cie.return_register, cie.instructions)
 
 

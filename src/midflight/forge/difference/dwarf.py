@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from midflight.errors import ImageError
-from midflight.image.elf import ElfFile
+from midflight.image.binary import open_object
 
 SHF_COMPRESSED = 0x800
 
@@ -314,7 +314,7 @@ class _Places:
     def of(cls, file: Path) -> _Places:
         info: dict[int, str] = {}
         addresses: dict[int, str] = {}
-        with ElfFile.open(file) as elf:
+        with open_object(file) as elf:
             symbols = elf.symbols()
             data = [s for s in symbols if s.name and s.section is not None and s.type in ("object", "tls")]
             if not any("." in s.name or s.name.startswith("_ZZ") for s in data):
@@ -342,7 +342,7 @@ def _read_sections(file: Path) -> dict[str, bytes]:
     """The debug sections needed, relocated: in an object only offsets into other debug sections are of interest."""
     wanted = (".debug_info", ".debug_abbrev", ".debug_str", ".debug_line_str", ".debug_str_offsets")
     found: dict[str, bytes] = {}
-    with ElfFile.open(file) as elf:
+    with open_object(file) as elf:
         symbols = elf.symbols()
         for section in elf.sections:
             if section.name not in wanted or section.name in found:
@@ -364,7 +364,7 @@ def _read_sections(file: Path) -> dict[str, bytes]:
 
 def fingerprint(file: Path) -> Iterator[bytes]:
     """What the types of an object are read from, unrelocated: equal fingerprints, equal types."""
-    with ElfFile.open(file) as elf:
+    with open_object(file) as elf:
         for section in elf.sections:
             if section.name.startswith((".debug_info", ".debug_abbrev", ".debug_str", ".rela.debug_info")):
                 yield section.name.encode() + b"\0" + elf.section_data(section)

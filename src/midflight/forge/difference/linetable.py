@@ -14,7 +14,7 @@ from pathlib import Path
 
 from midflight.errors import ImageError
 from midflight.forge.difference.dwarf import SHF_COMPRESSED, sleb, uleb
-from midflight.image.elf import ElfFile
+from midflight.image.binary import open_object
 
 _R_X86_64_64, _R_X86_64_32 = 1, 10
 _PATH, _DIRECTORY_INDEX = 1, 2
@@ -59,7 +59,7 @@ class _Reader:
         self._addresses: dict[int, tuple[str, int]] = {}
         self._data = b""
         self._twice: set[str] = set()
-        with ElfFile.open(file) as elf:
+        with open_object(file) as elf:
             names = [section.name for section in elf.sections]
             self._twice = (
                 {name for name in set(names) if names.count(name) > 1} if len(set(names)) < len(names) else set()

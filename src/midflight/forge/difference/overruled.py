@@ -10,19 +10,19 @@ from pathlib import Path
 
 from midflight.forge.model import Atom, Build, Finding, ObjectCode, ObjectDiff
 from midflight.forge.refusals import finding
-from midflight.image.elf import ElfFile
+from midflight.image.binary import ImageFile, open_object
 from midflight.image.model import Symbol
 
 Key = tuple[Path, str]
 
 
-def has_local_symbols(image: ElfFile) -> bool:
+def has_local_symbols(image: ImageFile) -> bool:
     """Whether the symbol table names static functions too (strip -x takes those away, strip all)."""
     return any(s.binding == "local" and s.type == "func" for s in image.symbols())
 
 
 def folded(
-    replaced: Iterable[Key], objects: Mapping[Path, ObjectCode], linked: ElfFile, known: frozenset[str]
+    replaced: Iterable[Key], objects: Mapping[Path, ObjectCode], linked: ImageFile, known: frozenset[str]
 ) -> Iterator[Finding]:
     """Functions to be replaced that share their code with others in ``linked`` (identical code folding): MF134.
 
@@ -41,7 +41,7 @@ def folded(
                 break
 
 
-def overruled(diffs: Sequence[ObjectDiff], pre: Build, linked: ElfFile) -> Iterator[Finding]:
+def overruled(diffs: Sequence[ObjectDiff], pre: Build, linked: ImageFile) -> Iterator[Finding]:
     """Changed weak functions in whose place a strong one runs, of an object that the fix does not change: MF119."""
     paths = {diff.post.path for diff in diffs}
     strong = {
@@ -65,7 +65,7 @@ def overruled(diffs: Sequence[ObjectDiff], pre: Build, linked: ElfFile) -> Itera
                 yield finding("MF119", diff.post.path, atom.name, who=who)
 
 
-def _winner(atom: Atom, linked: ElfFile) -> str | None:
+def _winner(atom: Atom, linked: ImageFile) -> str | None:
     """Whose definition the linker took: None: a weak one; unknown: the image does not say."""
     bindings = {s.binding for s in _functions(linked, atom.name)} - {"local"}
     if not bindings:
@@ -79,11 +79,11 @@ def _strong(build: Build, without: set[Path]) -> Mapping[str, str]:
     for path in build.inputs:
         if path in without or path not in build.objects:
             continue
-        with ElfFile.open(build.objects[path].saved) as elf:
+        with open_object(build.objects[path].saved) as elf:
             found.update((s.name, path.name) for s in elf.symbols() if s.defined and s.binding == "global" and s.name)
     return found
 
 
-def _functions(linked: ElfFile, name: str) -> list[Symbol]:
+def _functions(linked: ImageFile, name: str) -> list[Symbol]:
     symbols = linked.symbols_by_name.get(name, ())
     return [s for s in symbols if s.defined and s.type in ("func", "ifunc")]

@@ -11,7 +11,7 @@ from midflight.forge.difference.correlate import Correlation
 from midflight.forge.model import Atom, Finding, ObjectCode
 from midflight.forge.refusals import finding
 
-_ARRAYS = (".init_array", ".preinit_array", ".ctors")
+_ARRAYS = (".init_array", ".preinit_array", ".ctors", ".CRT$XC", ".CRT$XI")
 
 
 def findings(correlation: Correlation, changed: set[str]) -> Iterator[Finding]:

@@ -1,8 +1,11 @@
 """Where a trampoline fits: how the entry of a function in the running image can be overwritten.
 
 near: five bytes at the entry become jmp rel32. short: two bytes become jmp rel8, to five bytes of padding nearby that
-become jmp rel32. Each write lies inside one page, so that it can be made in one piece, and nothing may jump into its
-middle. Source: Intel SDM volume 2A, JMP (E9 cd, EB cb); an endbr64 at the entry stays, for indirect calls (CET).
+become jmp rel32. hotpatch (PE images): the padding is directly before the entry, which is even, and the first
+instruction has two bytes at least; no thread can be inside of it, and two aligned bytes change at once, so nobody need
+be stopped (Microsoft, /hotpatch and /FUNCTIONPADMIN). Each write lies inside one page, so that
+it can be made in one piece, and nothing may jump into its middle. Source: Intel SDM volume 2A, JMP (E9 cd, EB cb);
+volume 3A, 8.1.1 (atomic writes); an endbr64 at the entry stays, for indirect calls (CET).
 """
 
 from __future__ import annotations
@@ -29,16 +32,21 @@ class NoRoom:
     reason: str
 
 
-def classify(run: RunImage, vaddr: int, size: int, labels: Iterable[int] = ()) -> Entry | NoRoom:
+def classify(
+    run: RunImage, vaddr: int, size: int, labels: Iterable[int] = (), *, padded: bool = True
+) -> Entry | NoRoom:
     """How the function of ``size`` bytes at ``vaddr`` can be led elsewhere.
 
-    ``labels`` are addresses in it that jump tables and address constants lead to, besides those its own branches show.
+    ``padded``: whether the padding before it may be used for an entry of the kind hotpatch. ``labels`` are addresses in
+    it that jump tables and address constants lead to, besides those its own branches show.
     """
     code = run.code(vaddr, size)
     at = vaddr + (len(_ENDBR64) if code.startswith(_ENDBR64) else 0)
     if len(code) < size or at >= vaddr + size:
         return NoRoom("the function has no code")
     targets = set(labels) | _branch_targets(code, vaddr)
+    if padded and run.elf.format == "pe" and _is_hotpatchable(run, code, vaddr, targets):
+        return Entry("hotpatch", vaddr, run.code(vaddr, SHORT), vaddr - NEAR, run.code(vaddr - NEAR, NEAR))
     near = _near_fault(run, at, vaddr + size, targets)
     if near is None:
         return Entry("near", at, run.code(at, NEAR))
@@ -49,6 +57,15 @@ def classify(run: RunImage, vaddr: int, size: int, labels: Iterable[int] = ()) -
             return Entry("short", at, run.code(at, SHORT), pad, run.code(pad, NEAR))
         short = "no padding is in reach of a two-byte jump"
     return NoRoom(f"{near}, and {short}")
+
+
+def _is_hotpatchable(run: RunImage, code: bytes, vaddr: int, targets: set[int]) -> bool:
+    """Whether padding is before an even entry, and its first instruction can be exchanged by one write of two bytes."""
+    first = next(iter(decode.decode(code[:15], vaddr)), None)
+    if vaddr % SHORT or first is None or first.is_invalid or first.len < SHORT or code.startswith(_ENDBR64):
+        return False
+    pad = vaddr - NEAR
+    return not _crosses_page(pad, NEAR) and vaddr + 1 not in targets and _is_padding(run, pad, vaddr)
 
 
 def _branch_targets(code: bytes, vaddr: int) -> set[int]:

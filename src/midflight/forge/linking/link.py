@@ -17,7 +17,8 @@ import iced_x86 as x86
 from midflight.forge import relocs as r
 from midflight.forge.linking.entries import NoRoom, classify
 from midflight.forge.linking.linktls import Rewrite, ThreadLocal
-from midflight.forge.linking.payload import Destination, Payload
+from midflight.forge.linking.payload import STUB_SIZE, Destination, Payload
+from midflight.forge.linking.payload_pdata import LEAF_INFO, RUNTIME_FUNCTION, PlacedFunction, build_pdata
 from midflight.forge.linking.payload_unwind import PlacedFrame, build_eh_frame
 from midflight.forge.linking.resolve import Resolver, Unresolved
 from midflight.forge.linking.select import Selection
@@ -26,9 +27,10 @@ from midflight.forge.matching.match import Key
 from midflight.forge.matching.runimage import RunImage
 from midflight.forge.model import Atom, Finding, Match, Place, Reference
 from midflight.forge.refusals import finding
-from midflight.image.elf import ElfFile
+from midflight.image.binary import ImageFile
 from midflight.patch.manifest import (
     CodeRange,
+    Entry,
     Function,
     HookName,
     Import,
@@ -39,10 +41,13 @@ from midflight.patch.manifest import (
     SegmentKind,
     Unwind,
 )
+from midflight.patch.validate import entry_writes
 
 _MIN_ALIGNMENT = 16
 # The address of a destructor cannot be taken in C++: the compiler hands it to the runtime, which calls it.
 _DESTRUCTOR = re.compile(r"^_ZN.+D[012]Ev$")
+# What clang and MSVC use for C++ exceptions: their tables count from the base of an image, which a payload has not.
+_MSVC_HANDLERS = ("__CxxFrameHandler", "__GSHandlerCheck_EH")
 _CXX_RUNTIMES = ("libstdc++.so", "libc++.so", "libc++abi.so")
 
 
@@ -65,8 +70,8 @@ class Linked:
 def link(
     selection: Selection,
     match: Match,
-    run: ElfFile,
-    post: ElfFile,
+    run: ImageFile,
+    post: ImageFile,
     hooks: Mapping[HookName, Key] | None = None,
 ) -> Linked:
     """Link what was selected against the running image.
@@ -89,7 +94,7 @@ class _Linker:
     selection: Selection
     match: Match
     run: RunImage
-    post: ElfFile
+    post: ImageFile
     payload: Payload = field(default_factory=Payload)
     findings: dict[Finding, None] = field(default_factory=dict)
     doubts: dict[Finding, None] = field(default_factory=dict)
@@ -100,6 +105,7 @@ class _Linker:
     instructions: dict[Key, Sequence[x86.Instruction]] = field(default_factory=dict)
     eh_frame: int = 0
     eh_size: int = 0
+    leaf: int = 0
 
     def __post_init__(self) -> None:
         self.resolver = Resolver(self.selection, self.match, self.run, self.post, self.payload)
@@ -111,7 +117,9 @@ class _Linker:
         self._bind(keys)
         # Slots and stubs are known now; the unwind information comes last, and nothing moves any more.
         placed = self._frames(keys)
-        if placed:
+        if self.run.elf.format == "pe":
+            self._reserve_pdata(keys)
+        elif placed:
             self.eh_frame = self.payload.reserve("rodata", build_eh_frame(placed, 0), 8)
             self.eh_size = len(self.payload.rodata) - self.eh_frame
         if not self.findings:
@@ -176,6 +184,8 @@ class _Linker:
         kind = reference.type
         if kind in (r.PC32, r.PLT32, r.R_64, r.R_32, r.R_32S, r.GOTPC32):
             self._direct(key, reference, at, instruction, branch)
+        elif kind == r.RVA32:
+            self._relative_to_base(key, reference, at)
         elif kind in r.GOT_SLOT:
             through = instruction is not None and instruction.mnemonic in (x86.Mnemonic.CALL, x86.Mnemonic.JMP)
             slot = self.resolver.got_slot(key, reference, through)
@@ -220,6 +230,21 @@ class _Linker:
             self._far(key, reference, at, form, to, branch)
         else:
             self.payload.relocate(at, form, to, reference.addend, branch and to.kind == "image")
+
+    def _relative_to_base(self, key: Key, reference: Reference, at: int) -> None:
+        """A distance from the base of the image, which for tables of unwinding is that of the payload. Handlers lie in
+        the image or in another DLL, either of which may be anywhere: they are reached through a stub."""
+        if self.selection.atom(key).kind != "other":
+            raise self.resolver.unresolved("MF180", key, offset=reference.offset)
+        name = reference.symbol or reference.atom or ""
+        if name.startswith(_MSVC_HANDLERS):
+            raise self.resolver.unresolved("MF182", key, handler=name)
+        to = self.resolver.destination(key, reference, True)
+        if to.kind != "payload":
+            if reference.addend:
+                raise self.resolver.unresolved("MF180", key, offset=reference.offset)
+            to = self.payload.stub(to)
+        self.payload.relocate(at, "rva32", to, reference.addend)
 
     def _far(
         self, key: Key, reference: Reference, at: int, form: RelocationForm, to: Destination, branch: bool
@@ -295,6 +320,8 @@ class _Linker:
                 continue
             start = self.resolver.placed(key).value
             for frame in self.selection.frames_of(key):
+                if frame.cie is None:
+                    continue  # an entry of .pdata
                 personality = lsda = None
                 try:
                     if frame.personality is not None:
@@ -320,12 +347,45 @@ class _Linker:
             raise self.resolver.unresolved("MF140", key, offset=0, kind="personality routine in another object")
         return self.payload.slot(to, reference.addend).value
 
+    # On Windows: "eh_frame" is the table of RUNTIME_FUNCTION, "leaf" the UNWIND_INFO of functions that have none.
+
+    def _reserve_pdata(self, keys: Sequence[Key]) -> None:
+        self.leaf = self.payload.reserve("rodata", LEAF_INFO, 4)
+        self.eh_frame = self.payload.reserve("rodata", b"", 4)
+        self.eh_size = RUNTIME_FUNCTION * len(self._runtime_functions(keys))
+        self.payload.reserve("rodata", bytes(self.eh_size), 4)
+
+    def _runtime_functions(self, keys: Sequence[Key]) -> list[PlacedFunction]:
+        """What .pdata says of the new code."""
+        found = []
+        for key in keys:
+            atom = self.selection.atom(key)
+            if atom.kind != "function":
+                continue
+            start = self.resolver.placed(key).value
+            described = self.selection.frames_of(key)
+            for frame in described:
+                assert frame.lsda is not None
+                info = self.resolver.destination(key, frame.lsda, False).value + frame.lsda.addend
+                found.append(PlacedFunction(start + frame.offset, start + frame.offset + frame.size, info))
+            if not described:
+                found.append(PlacedFunction(start, start + atom.size, self.payload.base("rodata") + self.leaf))
+        # Stubs push nothing either.
+        for offset in self.payload.stubs.values():
+            at = self.payload.base("code") + offset
+            found.append(PlacedFunction(at, at + STUB_SIZE, self.payload.base("rodata") + self.leaf))
+        return found
+
     def _write_frames(self, keys: Sequence[Key]) -> None:
-        if self.eh_size:
+        if self.run.elf.format == "pe":
+            self.payload.write(self.payload.base("rodata") + self.eh_frame, build_pdata(self._runtime_functions(keys)))
+        elif self.eh_size:
             base = self.payload.base("rodata") + self.eh_frame
             self.payload.write(base, build_eh_frame(self._frames(keys), base))
 
     def _unwind(self, placed: Sequence[PlacedFrame]) -> Unwind | None:
+        if self.run.elf.format == "pe":
+            return Unwind(self.payload.base("rodata") + self.eh_frame, self.eh_size, True) if self.eh_size else None
         if not placed:
             return None
         throws = any(frame.personality is not None or frame.lsda is not None for frame in placed)
@@ -337,7 +397,7 @@ class _Linker:
     # --- functions ---------------------------------------------------------------------------------------------------
 
     def _functions(self) -> tuple[Function, ...]:
-        found = []
+        found: list[Function] = []
         for post, pre in self.selection.replaced.items():
             place = self.match.functions.get(pre)
             if place is None:
@@ -349,6 +409,8 @@ class _Linker:
                 self.findings[finding("MF121", pre[0], old.name)] = None
                 continue
             entry = classify(self.run, place.vaddr, place.size, self._labels(pre))
+            if not isinstance(entry, NoRoom) and entry.kind == "hotpatch" and self._is_taken(entry, found):
+                entry = classify(self.run, place.vaddr, place.size, self._labels(pre), padded=False)
             if isinstance(entry, NoRoom):
                 self.findings[finding("MF120", pre[0], old.name, what=entry.reason)] = None
                 continue
@@ -363,6 +425,15 @@ class _Linker:
                 )
             )
         return tuple(sorted(found, key=lambda function: function.ranges[0].vaddr))
+
+    def _is_taken(self, entry: Entry, others: Sequence[Function]) -> bool:
+        """Whether the padding before an entry is written to by another trampoline, or belongs to what is replaced."""
+        assert entry.pad_vaddr is not None
+        return any(
+            start < entry.vaddr and entry.pad_vaddr < start + size
+            for other in others
+            for start, size in entry_writes(other.entry)
+        )
 
     def _labels(self, pre: Key) -> set[int]:
         """Where in a function of run tables and other atoms lead, other than to its beginning."""

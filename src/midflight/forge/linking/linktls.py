@@ -39,7 +39,7 @@ class ThreadLocal:
         self.resolver = resolver
         self.run = resolver.run
         self.match = resolver.match
-        self.executable = resolver.run.elf.kind == "executable"
+        self.executable = resolver.run.elf.kind == "executable" and resolver.run.elf.format == "elf"
 
     # --- what is known -----------------------------------------------------------------------------------------------
 

@@ -120,6 +120,8 @@ class Payload:
             self.write(offset, bytes(8 if form == "abs64" else 4))
         elif to.kind == "constant":
             self.write(offset, (to.value + addend).to_bytes(8, "little", signed=True))
+        elif to.kind == "payload" and form == "rva32":
+            self.write(offset, (to.value + addend).to_bytes(4, "little"))
         elif to.kind == "payload" and form == "pc32":
             self.write(offset, (to.value + addend - offset).to_bytes(4, "little", signed=True))
         else:

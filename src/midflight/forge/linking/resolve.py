@@ -19,7 +19,7 @@ from midflight.forge.matching.match import Key
 from midflight.forge.matching.runimage import RunImage
 from midflight.forge.model import Finding, Match, Reference
 from midflight.forge.refusals import finding
-from midflight.image.elf import ElfFile
+from midflight.image.binary import ImageFile, open_object
 from midflight.image.model import Symbol
 from midflight.patch.manifest import Import
 
@@ -37,7 +37,7 @@ class Resolver:
     selection: Selection
     match: Match
     run: RunImage
-    post: ElfFile
+    post: ImageFile
     """The image of the post build: which library and version an import is from."""
     payload: Payload
     offsets: dict[Key, tuple[str, int]] = field(default_factory=dict)
@@ -190,7 +190,10 @@ class Resolver:
         )
 
     def _canonical(self, name: str) -> bool:
-        """Whether the address of an imported function is that of our PLT entry, for everybody (psABI 5.2)."""
+        """Whether the address of an imported function is that of our PLT entry, for everybody (psABI 5.2). In PE images
+        it is, for all code of the image that was compiled without __declspec(dllimport)."""
+        if self.run.elf.format == "pe":
+            return True
         return any(s.name == name and s.value for s in self.run.elf.dynamic_symbols() if not s.defined)
 
     def imported(self, name: str, branch: bool) -> Import | None:
@@ -235,7 +238,7 @@ class Resolver:
     def _weak_names(self, path: Path) -> frozenset[str]:
         """Weak undefined symbols of an object."""
         if path not in self._weak:
-            with ElfFile.open(self.selection.names.objects[path].file) as elf:
+            with open_object(self.selection.names.objects[path].file) as elf:
                 self._weak[path] = frozenset(s.name for s in elf.symbols() if s.binding == "weak" and not s.defined)
         return self._weak[path]
 

@@ -20,7 +20,7 @@ from midflight.forge.matching import decode
 from midflight.forge.matching.inputs import Inputs
 from midflight.forge.matching.runimage import RunImage
 from midflight.forge.model import Atom, Reference
-from midflight.image.elf import ElfFile
+from midflight.image.binary import is_object, open_object
 
 Key = tuple[Path, str]
 Token = int | bytes | tuple[int, int]
@@ -256,10 +256,9 @@ class ObjectIndex:
 
 
 def _code_of(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        if stream.read(4) != b"\x7fELF":
-            return
-    with ElfFile.open(file) as elf:
+    if not is_object(file):
+        return
+    with open_object(file) as elf:
         for section in elf.sections:
             if section.flags & 4 and section.flags & 2 and section.size:
                 yield elf.section_data(section)

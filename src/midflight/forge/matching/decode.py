@@ -245,7 +245,7 @@ class _Comparison:
         form: Form
         if kind in (r.PC32, r.PLT32, r.GOTPC32, r.PC64):
             form, value = "address", _signed(raw) + here - reference.addend
-        elif kind == r.R_32:
+        elif kind in (r.R_32, r.RVA32):
             form, value = "address", int.from_bytes(raw, "little") - reference.addend
         elif kind in (r.R_32S, r.R_64):
             form, value = "address", _signed(raw) - reference.addend

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import iced_x86 as x86
+
 from midflight.forge import relocs as r
-from midflight.forge.matching.decode import Same, Witness
+from midflight.forge.matching.decode import Same, Witness, decode
 from midflight.forge.matching.inputs import Inputs
 from midflight.forge.matching.runimage import RunImage
 from midflight.forge.model import Atom, ObjectCode, Reference
-from midflight.image.elf import ElfFile
+from midflight.image.binary import open_object
 
 Key = tuple[Path, str]
 Id = tuple[Path | None, str]
@@ -123,7 +125,7 @@ class Names:
         if self.inputs is not None:
             return self.inputs.summary(path).source
         if path not in self._sources:
-            with ElfFile.open(self.objects[path].file) as elf:
+            with open_object(self.objects[path].file) as elf:
                 files = [s.name for s in elf.symbols() if s.type == "file" and s.name]
             self._sources[path] = files[0] if files else None
         return self._sources[path]
@@ -259,17 +261,32 @@ class Interpreter:
             yield Fact((path, reference.atom), "inside", witness.value + meant, how, meant)
             return
         if atom.kind == "rodata" and not atom.name and not atom.references and 0 <= meant < atom.size:
-            yield self._constant(path, reference.atom, witness.value + meant, meant, how)
+            width = self._width_of_read(path, key, reference) if atom.padded else None
+            yield self._constant(path, reference.atom, witness.value + meant, meant, how, width)
             return
         yield from self._address(self.names.id_of(path, reference.atom), witness.value, how, witness.branch)
 
-    def _constant(self, path: Path, key: str, vaddr: int, offset: int, how: Source) -> Fact:
+    def _width_of_read(self, path: Path, key: str, reference: Reference) -> int | None:
+        """How many bytes an instruction reads where a reference leads; None when it only takes the address."""
+        atom = self.names.atom(path, key)
+        if atom.kind != "function":
+            return None
+        for instruction in decode(atom.data):
+            if instruction.ip <= reference.offset < instruction.ip + instruction.len:
+                if not instruction.is_ip_rel_memory_operand or instruction.mnemonic == x86.Mnemonic.LEA:
+                    return None
+                return x86.MemorySizeExt.size(instruction.memory_size) or None
+        return None
+
+    def _constant(self, path: Path, key: str, vaddr: int, offset: int, how: Source, width: int | None = None) -> Fact:
         """Unnamed constants in one section: other flags put other things between them, so each is compared by itself,
-        up to the next one that something refers to."""
+        up to the next one that something refers to; or as far as it is read, where its end is not known."""
         atom = self.names.atom(path, key)
         edges = self._edges(path, key)
         position = bisect.bisect_right(edges, offset)
         end = edges[position] if position < len(edges) else atom.size
+        if width is not None:
+            end = min(end, offset + width)
         if self.run.read(vaddr, end - offset) != atom.data[offset:end]:
             raise Contradiction(f"{how} refers to {atom.data[offset:end][:40]!r} in pre, to something else in run")
         return Fact((path, key), "constant", vaddr, how, offset)
@@ -287,7 +304,7 @@ class Interpreter:
 
     def _address(self, id_: Id, value: int, how: Source, branch: bool) -> Iterator[Fact]:
         entry = self.run.plt_at(value)
-        if entry is not None:
+        if entry is not None and not self._is_own_jump(id_):
             if entry.symbol is not None and entry.symbol.name not in self.names.names_of(id_):
                 raise Contradiction(f"{how} refers to {show(self.names, id_)} in pre, to {entry.symbol.name} in run")
             if entry.symbol is None:
@@ -305,6 +322,11 @@ class Interpreter:
         if branch and not self.run.is_code(value):
             raise Contradiction(f"{how} would branch to {value:#x}, where no code is")
         yield Fact(id_, "address", value, how)
+
+    def _is_own_jump(self, id_: Id) -> bool:
+        """Whether what looks like the stub of an import is a function of the objects: a PE image has no section for
+        stubs, and a function that wraps an import may be the same jump."""
+        return self.run.elf.format == "pe" and self.names.path_of(id_) is not None
 
     def _is_imported(self, id_: Id) -> bool:
         """Whether the image has a name from elsewhere: then only a PLT entry, or a copy that a symbol names, is it."""
@@ -334,7 +356,7 @@ class Interpreter:
     def _slot(self, id_: Id, slot: int, how: Source) -> Iterator[Fact]:
         relocation, pointer = self.run.relocations.get(slot), self.run.pointer(slot)
         # psABI 4.4.2 and 5.2: a slot is a word of data.
-        if pointer is None or slot % 8 or not self.run.is_writable(slot):
+        if pointer is None or slot % 8 or not self.run.may_be_slot(slot):
             raise Contradiction(f"{how} refers to {slot:#x}, which is no slot of the GOT")
         if relocation is None and pointer.value and self.run.is_relocated:
             raise Contradiction(f"{how} refers to {slot:#x}, which the loader does not fill")
@@ -400,10 +422,12 @@ class Interpreter:
         """Compare an atom of data with run at ``vaddr``, and read the pointers in it. Raises Contradiction."""
         atom = self.names.atom(path, key)
         name = atom.name or (repr(atom.data[:40])[1:] if atom.kind == "string" else key)
-        raw = self.run.read(vaddr, atom.size)
+        # A text ends with its first zero, whatever fills the room behind it.
+        size = len(atom.data.rstrip(b"\0")) + 1 if atom.padded and atom.kind == "string" else atom.size
+        raw = self.run.read(vaddr, size)
         if raw is None:
             raise Contradiction(f"{name} would be at {vaddr:#x}, where nothing is")
-        mine, theirs = bytearray(atom.data.ljust(atom.size, b"\0")), bytearray(raw)
+        mine, theirs = bytearray(atom.data[:size].ljust(size, b"\0")), bytearray(raw)
         for reference in atom.references:
             width = r.FIELD_SIZE.get(reference.type, 0)
             mine[reference.offset : reference.offset + width] = bytes(width)
@@ -436,7 +460,7 @@ class Interpreter:
                 raise Contradiction(f"{how} is no pointer in run")
         elif reference.type in (r.PC32, r.PLT32):
             value = int.from_bytes(field_, "little", signed=True) + vaddr + reference.offset - reference.addend
-        elif reference.type == r.R_32:
+        elif reference.type in (r.R_32, r.RVA32):
             value = int.from_bytes(field_, "little") - reference.addend
         elif reference.type == r.R_32S:
             value = int.from_bytes(field_, "little", signed=True) - reference.addend

@@ -11,7 +11,7 @@ from pathlib import Path
 from midflight.errors import ImageError
 from midflight.forge.model import Build, ObjectCode
 from midflight.forge.objects import read_object
-from midflight.image.elf import ElfFile
+from midflight.image.binary import is_object, open_object
 from midflight.image.model import Symbol
 
 _SHF_GROUP = 0x200
@@ -143,10 +143,9 @@ class Inputs(Mapping[Path, ObjectCode]):
 
 
 def _summary(path: Path, file: Path) -> SymbolSummary:
-    with file.open("rb") as stream:
-        if stream.read(4) != b"\x7fELF":  # LLVM bitcode, which read_object knows too
-            return SymbolSummary(None, {}, frozenset(), frozenset())
-    with ElfFile.open(file) as elf:
+    if not is_object(file):  # LLVM bitcode, which read_object knows too
+        return SymbolSummary(None, {}, frozenset(), frozenset())
+    with open_object(file) as elf:
         if elf.kind != "relocatable":
             raise ImageError(f"{file}: is linked already; give an object file (.o)")
         symbols = elf.symbols()

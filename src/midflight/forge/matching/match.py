@@ -21,7 +21,7 @@ from midflight.forge.matching.prove import Prover
 from midflight.forge.matching.runimage import RunImage
 from midflight.forge.model import Finding, Match, ObjectCode, ObjectMatch, Place
 from midflight.forge.refusals import finding
-from midflight.image.elf import ElfFile
+from midflight.image.binary import ImageFile
 
 _HELPERS = 64
 """So many objects are read, at most, to find out about one thing."""
@@ -51,13 +51,13 @@ class Fixed:
 
 
 def match(
-    run: ElfFile,
+    run: ImageFile,
     objects: Mapping[Path, ObjectCode],
     wanted: Wanted,
-    linked: ElfFile | None = None,
+    linked: ImageFile | None = None,
     *,
     fixed: Fixed | None = None,
-    debug: ElfFile | None = None,
+    debug: ImageFile | None = None,
 ) -> Match:
     """Match objects against the running image.
 

@@ -9,10 +9,9 @@ from functools import cached_property
 
 from midflight.errors import ImageError
 from midflight.forge import relocs as r
-from midflight.image.elf import ElfFile
+from midflight.image.binary import ImageFile
 from midflight.image.model import Relocation, Symbol
 from midflight.image.plt import PltEntry
-from midflight.image.unwind import FrameTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class Pointer:
 class RunImage:
     """One image, indexed. All addresses are link-time virtual addresses."""
 
-    def __init__(self, elf: ElfFile, debug: ElfFile | None = None) -> None:
+    def __init__(self, elf: ImageFile, debug: ImageFile | None = None) -> None:
         """``debug``: the external debug file of this image, for its symbol table."""
         self.elf = elf
         self.debug = debug
@@ -178,16 +177,10 @@ class RunImage:
         return found
 
     @cached_property
-    def frames(self) -> FrameTable | None:
-        tables = self.elf.unwind_tables
-        return None if tables is None else FrameTable(tables.eh_frame, tables.vaddr, tables.header, tables.header_vaddr)
-
-    @cached_property
     def extents(self) -> Sequence[tuple[int, int]]:
         """(start, end) of everything that symbols or unwind information call code, by start."""
         found = {(a, a + s.size) for a, several in self.function_symbols.items() for s in several}
-        if self.frames is not None:
-            found |= set(self.frames.functions())
+        found |= set(self.elf.function_extents())
         for section in self.elf.sections:
             if section.name.startswith(".plt") or section.name in (".init", ".fini", ".iplt"):
                 found.add((section.address, section.address + section.size))
@@ -216,7 +209,7 @@ class RunImage:
 
     @cached_property
     def _frame_ends(self) -> Mapping[int, int]:
-        return dict(self.frames.functions()) if self.frames is not None else {}
+        return dict(self.elf.function_extents())
 
     def is_inside(self, vaddr: int) -> bool:
         """Whether unwind information says that a function has begun before this address and covers it."""
@@ -232,6 +225,13 @@ class RunImage:
     def has_frame(self, vaddr: int) -> bool:
         """Whether unwind information begins a function at ``vaddr``."""
         return vaddr in self._frame_ends
+
+    def may_be_slot(self, vaddr: int) -> bool:
+        """Whether the word at ``vaddr`` can be one that the loader fills with an address, for code to go through."""
+        segment = self.elf.segment_at(vaddr)
+        if self.elf.format == "pe":  # an import address table may lie in read-only data
+            return vaddr in self.relocations
+        return segment is not None and segment.writable
 
     def is_writable(self, vaddr: int) -> bool:
         segment = self.elf.segment_at(vaddr)

@@ -19,7 +19,7 @@ from midflight.forge.matching.runimage import RunImage
 
 _FLOW = x86.FlowControl
 _BRANCHES = frozenset({_FLOW.CALL, _FLOW.UNCONDITIONAL_BRANCH, _FLOW.CONDITIONAL_BRANCH})
-_START_ARRAYS = (".init_array", ".preinit_array", ".ctors")
+_START_ARRAYS = (".init_array", ".preinit_array", ".ctors", ".CRT")
 _DATA = (1, 14, 16)
 """PROGBITS, INIT_ARRAY, PREINIT_ARRAY (gABI, "Section Types")."""
 _START_CODE = frozenset({"_start", "_init", "_fini", "__libc_csu_init"})

@@ -16,7 +16,7 @@ from midflight.forge.review.callgraph import call_graph
 from midflight.forge.review.moments import moments
 from midflight.forge.review.review import review
 from midflight.forge.review.touched import Touched
-from midflight.image.elf import ElfFile
+from midflight.image.binary import ImageFile
 from midflight.patch.manifest import Import
 
 
@@ -40,7 +40,7 @@ def combined(digests: Sequence[str]) -> str:
 
 
 def review_image(
-    evidence: Evidence, pre: ElfFile, run: ElfFile, imports: Sequence[Import], source_of: Callable[[Path], Path]
+    evidence: Evidence, pre: ImageFile, run: ImageFile, imports: Sequence[Import], source_of: Callable[[Path], Path]
 ) -> Iterator[Finding]:
     """Sign-offs, warnings and notes.
 
@@ -65,7 +65,7 @@ def review_image(
     yield from new_imports(run, imports, run.soname or Path(run.name).name)
 
 
-def new_imports(run: ElfFile, imports: Sequence[Import], image: str) -> Iterator[Finding]:
+def new_imports(run: ImageFile, imports: Sequence[Import], image: str) -> Iterator[Finding]:
     """What the new code looks up that the running image does not import so far."""
     known = {s.name for s in run.dynamic_symbols() if s.section is None} if run.is_dynamic else set()
     for item in imports:
