@@ -37,6 +37,8 @@ PC_RELATIVE = frozenset({2, 4, 9, 13, 15, 19, 20, 22, 24, 26, 34, 41, 42, 43, 44
 _FIELD_SIZES = {1: 8, 12: 2, 13: 2, 14: 1, 15: 1, 16: 8, 17: 8, 18: 8, 24: 8, 25: 8, 27: 8, 28: 8, 29: 8, 33: 8}
 
 _CHILD = re.compile(r"^(.+?)\.(?:cold|part|isra|constprop)(?:\.\d+)?(?:\.(?:cold|part|isra|constprop)(?:\.\d+)?)*$")
+# gcc for Windows: a slot with the address of type information, for exception tables, and filling.
+_TYPE_SLOT = ".data$.LDFCM"
 _CHILD_TAIL = re.compile(r"\.(?:cold|part|isra|constprop)(?:\.\d+)?$")
 
 
@@ -217,6 +219,8 @@ def _lay_out(raw: RawObject, fdes: Sequence[RawFde]) -> Layout:
         elif section.name.startswith((".gcc_except_table", ".xdata")):
             edges = sorted({0, section.size} | table_starts.get(section.index, set()))
             cut = [_Piece(section.index, a, b) for a, b in pairwise(edges)]
+        elif section.name.startswith(_TYPE_SLOT):
+            cut = [_Piece(section.index, 0, min(8, section.size), constant=True)]
         elif raw.format == "pe" and _is_pool(section, by_section.get(section.index, [])):
             cut = _cut_at_labels(section, by_section[section.index])
         else:

@@ -205,15 +205,21 @@ class Resolver:
             self._post_imports = {s.name: s for s in symbols if s.name and (not s.defined or s.value in copied)}
         found = self._post_imports.get(name)
         if found is not None:
-            return Import(name, found.version, self.post.library_of(found), _import_type(found, branch))
+            return Import(name, found.version, self.post.library_of(found), self._import_type(found, branch))
         own = (
             next((s for s in self.run.elf.dynamic_symbols() if s.name == name), None)
             if self.run.elf.is_dynamic
             else None
         )
         if own is not None and not own.defined:
-            return Import(name, own.version, self.run.elf.library_of(own), _import_type(own, branch))
+            return Import(name, own.version, self.run.elf.library_of(own), self._import_type(own, branch))
         return None
+
+    def _import_type(self, symbol: Symbol, branch: bool) -> Literal["func", "object"]:
+        if self.run.elf.format == "pe":
+            # Nothing in a PE image says it; but the linker makes stubs for functions alone.
+            return "func" if branch or symbol.name in self.post.plt() else "object"
+        return "object" if symbol.type in ("object", "common") and not branch else "func"
 
     def exported(self, name: str) -> Import | None:
         """A global of a library as the loader would bind it for everybody: another module may define it too.
@@ -225,7 +231,7 @@ class Resolver:
         found = self.run.elf.dynamic_symbol(name)
         if found is None or found.visibility != 0:
             return None
-        return Import(name, found.version, self.run.elf.soname, _import_type(found, False))
+        return Import(name, found.version, self.run.elf.soname, self._import_type(found, False))
 
     def _left_to_loader(self) -> frozenset[str]:
         """Names that dynamic relocations of the fixed image refer to."""
@@ -263,7 +269,3 @@ class Resolver:
                 versions = {g.symbol.version for g in self.run.elf.got_entries if g.symbol.name == name}
                 return got.vaddr if len(versions) == 1 else None
         return None
-
-
-def _import_type(symbol: Symbol, branch: bool) -> Literal["func", "object"]:
-    return "object" if symbol.type in ("object", "common") and not branch else "func"

@@ -454,6 +454,9 @@ class Interpreter:
             if pointer.resolver:
                 return
             value = pointer.value - reference.addend
+            if self._is_pseudo_relocated(id_, value):
+                yield Fact(id_, "slot", value, how)
+                return
             if pointer.value == 0 and self.names.path_of(id_) is None:
                 return  # A weak symbol that nobody defines.
             if self.run.is_relocated and vaddr + reference.offset not in self.run.relocations:
@@ -470,6 +473,15 @@ class Interpreter:
             yield from self._atom_address(path, key, reference, Witness(reference, "address", value), how)
         else:
             yield from self._address(id_, value, how, False)
+
+    def _is_pseudo_relocated(self, id_: Id, value: int) -> bool:
+        """Whether a pointer leads to the import slot of a variable: MinGW's start-up code then makes it point to the
+        variable itself (mingw-w64, pseudo-reloc.c)."""
+        if self.run.elf.format != "pe":
+            return False
+        relocation = self.run.relocations.get(value)
+        symbol = self.run.dynamic_symbol_of(relocation) if relocation is not None else None
+        return symbol is not None and not symbol.defined and symbol.name in self.names.names_of(id_)
 
 
 def agreement(facts: Iterable[Fact]) -> tuple[Fact, ...]:
