@@ -1,4 +1,5 @@
-"""midflight inspect: show what a hotpatch changes, and who signed it. Interprets nothing but the file itself."""
+"""midflight inspect: show what a hotpatch changes, and who signed it; or what a PE image is, and whether it is a
+hotpatch of Windows. Interprets nothing but the file itself."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from midflight.cli.inspect_image import inspect_image, is_pe
 from midflight.cli.output import Output, Styled, Text, clean
 from midflight.errors import InputError
 from midflight.patch.encoding import plain
@@ -22,11 +24,15 @@ Shows what a hotpatch changes: the fix, each function before and after, what the
 take, and what its author decided against the forge's advice.
 
 With --trust the signature is verified first, and a file that none of these keys signed is refused. Without, the file is
-shown as UNVERIFIED: everything in it, the signers' names included, is then only what the file says of itself."""
+shown as UNVERIFIED: everything in it, the signers' names included, is then only what the file says of itself.
+
+A program or DLL of Windows (PE32+) is shown too: its identity, and, when it is itself a hotpatch of Windows, for which
+base images it is (CheckSum and TimeDateStamp), its sequence number, how many patches it holds. For reading only."""
 
 EXAMPLES = """\
 midflight inspect fix.hotpatch --trust release.pub
 midflight inspect fix.hotpatch --json
+midflight inspect ntdll_hotpatch.dll
 midflight inspect fix.hotpatch --payload 8f2c > payload.bin
   then: objdump -D -b binary -m i386:x86-64 payload.bin"""
 
@@ -41,7 +47,7 @@ _LABEL = 13
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this command."""
-    parser.add_argument("file", metavar="FILE", help="the hotpatch file")
+    parser.add_argument("file", metavar="FILE", help="the hotpatch file, or a PE image")
     parser.add_argument(
         "--trust",
         metavar="KEY.pub",
@@ -58,6 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Carry out the command; returns the exit status."""
+    if is_pe(args.file):
+        if args.trust or args.payload is not None:
+            raise InputError(f"{args.file} is a PE image, no hotpatch file; --trust and --payload do not go with it")
+        return inspect_image(args.file, out)
     hotpatch: Hotpatch | UnverifiedHotpatch
     if args.trust:
         hotpatch = read_hotpatch(args.file, [load_public_key(path) for path in args.trust])
@@ -147,6 +157,8 @@ def _show_target(target: Target, symbols: bool, out: Output) -> None:
     _field(out, "stack check", target.policy, "warn" if target.policy == "entry" else None)
     if target.policy_reason:
         _field(out, "", f"reason: {target.policy_reason}")
+    if target.build_id.startswith("pe-"):
+        _field(out, "stops threads", stopping(target))
     counts = Counter(relocation.kind for relocation in target.relocations)
     _field(out, "relocations", ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items())) or "none")
     imports = [f"{i.name}{f'@{i.version}' if i.version else ''} ({i.library or 'any module'})" for i in target.imports]
@@ -180,6 +192,16 @@ def _function_row(function: Function) -> list[Text]:
         f"{function.new_size:,} B",
         f"{function.new_size - before:+,}",
     ]
+
+
+def stopping(target: Target) -> str:
+    """Whether threads of a Windows process are stopped for this target, and why."""
+    others = sum(function.entry.kind != "hotpatch" for function in target.functions)
+    if others:
+        return f"yes: {others:,} of {len(target.functions):,} entries are overwritten where they are"
+    if target.policy == "strict":
+        return "yes: all entries are hot-patchable, but the policy strict wants a look at the stacks"
+    return "no: all entries are hot-patchable, each is switched by one write of two bytes"
 
 
 def _unwinding(target: Target) -> str:
