@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import iced_x86 as x86
 from midflight.forge import relocs as r
 from midflight.forge.frames import Cie, RawFde, read_frames
 from midflight.forge.model import Atom, AtomKind, ObjectCode, Reference
+from midflight.forge.pieces import Piece, cut_at_labels, cut_at_symbols, cut_strings, is_pool, split
 from midflight.forge.rawobject import RawObject
 from midflight.image.model import Relocation, Section, Symbol
 
@@ -53,40 +54,25 @@ def base_name(name: str) -> str:
     return found.group(1) if found else name
 
 
-@dataclass(slots=True)
-class _Piece:
-    """An atom in the making: ``start`` and ``end`` are offsets in the section with index ``section``."""
-
-    section: int
-    start: int
-    end: int
-    symbols: list[Symbol] = field(default_factory=list)
-    key: str = ""
-    sized: bool = True
-    constant: bool = False
-    """In a writable section, but nothing writes there."""
-    padded: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where every atom of an object lies, to find what a (section, offset) means."""
 
     starts: Mapping[int, Sequence[int]]
-    pieces: Mapping[int, Sequence[_Piece]]
+    pieces: Mapping[int, Sequence[Piece]]
     commons: Mapping[int, str]
     """Symbol index to atom key."""
     tables: Mapping[int, Sequence[int]]
     """By section: offsets that code loads the address of. Several jump tables of a function share one unnamed piece."""
 
-    def locate(self, section: int, offset: int) -> _Piece | None:
+    def locate(self, section: int, offset: int) -> Piece | None:
         """The atom that holds ``offset``, or the nearest one before it (one past the end), or the first."""
         starts = self.starts.get(section)
         if not starts:
             return None
         return self.pieces[section][max(bisect.bisect_right(starts, offset) - 1, 0)]
 
-    def table_start(self, piece: _Piece, offset: int) -> int:
+    def table_start(self, piece: Piece, offset: int) -> int:
         """Where the jump table begins that has an entry at ``offset`` of the piece's section."""
         tables = self.tables.get(piece.section, ())
         at = bisect.bisect_right(tables, offset) - 1
@@ -163,7 +149,7 @@ def frames(code: ObjectCode) -> Mapping[str, tuple[Frame, ...]]:
     raw = RawObject(code.file)
     fdes = read_frames(raw)
     layout = _lay_out(raw, fdes)
-    nowhere = _Piece(-1, 0, 0)
+    nowhere = Piece(-1, 0, 0)
     found: dict[str, tuple[Frame, ...]] = {}
     for fde in fdes:
         section, offset = _place(raw, fde.start)
@@ -203,30 +189,30 @@ def _lay_out(raw: RawObject, fdes: Sequence[RawFde]) -> Layout:
         if fde.lsda is not None:
             index, offset = _place(raw, fde.lsda)
             table_starts.setdefault(index, set()).add(offset)
-    pieces: dict[int, list[_Piece]] = {}
+    pieces: dict[int, list[Piece]] = {}
     for item in raw.runtime_functions:
         table_starts.setdefault(item.info_section, set()).add(item.info)
     for section in raw.sections:
         if not is_program(section):
             continue
         if section.flags & SHF_MERGE and section.flags & SHF_STRINGS:
-            cut = _cut_strings(raw, section)
+            cut = cut_strings(raw, section)
         elif section.flags & SHF_MERGE and section.entry_size:
             cut = [
-                _Piece(section.index, at, min(at + section.entry_size, section.size))
+                Piece(section.index, at, min(at + section.entry_size, section.size))
                 for at in range(0, section.size, section.entry_size)
             ]
         elif section.name.startswith((".gcc_except_table", ".xdata")):
             edges = sorted({0, section.size} | table_starts.get(section.index, set()))
-            cut = [_Piece(section.index, a, b) for a, b in pairwise(edges)]
+            cut = [Piece(section.index, a, b) for a, b in pairwise(edges)]
         elif section.name.startswith(_TYPE_SLOT):
-            cut = [_Piece(section.index, 0, min(8, section.size), constant=True)]
-        elif raw.format == "pe" and _is_pool(section, by_section.get(section.index, [])):
-            cut = _cut_at_labels(section, by_section[section.index])
+            cut = [Piece(section.index, 0, min(8, section.size), constant=True)]
+        elif raw.format == "pe" and is_pool(section, by_section.get(section.index, [])):
+            cut = cut_at_labels(section, by_section[section.index])
         else:
             symbols = by_section.get(section.index, [])
-            cut = _cut_at_symbols(raw, section, symbols, targets.get(section.index, set()))
-            cut = [part for piece in cut for part in _split(piece, stubs.get(section.index, set()))]
+            cut = cut_at_symbols(raw, section, symbols, targets.get(section.index, set()))
+            cut = [part for piece in cut for part in split(piece, stubs.get(section.index, set()))]
         if cut:
             pieces[section.index] = cut
     _name(raw, pieces, set(commons.values()))
@@ -296,107 +282,7 @@ def _type_info_slots(raw: RawObject) -> dict[int, set[int]]:
     return found
 
 
-def _split(piece: _Piece, edges: set[int]) -> list[_Piece]:
-    """Cut an unnamed piece at the type info slots in it: eight bytes each, and constant."""
-    inside = {edge for edge in edges if piece.start <= edge < piece.end}
-    if piece.symbols or not inside:
-        return [piece]
-    bounds = sorted({piece.start, piece.end, *inside, *(e + 8 for e in inside if e + 8 < piece.end)})
-    return [_Piece(piece.section, a, b, sized=piece.sized, constant=a in inside) for a, b in pairwise(bounds)]
-
-
-def _is_pool(section: Section, symbols: Sequence[Symbol]) -> bool:
-    """Whether a section holds nothing but unnamed constants, with the labels that capture lets the assembler keep."""
-    constant = not section.flags & (SHF_WRITE | SHF_EXECINSTR | SHF_TLS)
-    return constant and bool(symbols) and all(symbol.name.startswith(".L") for symbol in symbols)
-
-
-def _cut_at_labels(section: Section, symbols: Iterable[Symbol]) -> list[_Piece]:
-    """COFF has no sections of strings or constants that linkers merge: all lie in one, and each begins at a label."""
-    edges = sorted({0, section.size} | {s.value for s in symbols if s.value < section.size})
-    return [_Piece(section.index, a, b, padded=True) for a, b in pairwise(edges)]
-
-
-def _cut_strings(raw: RawObject, section: Section) -> list[_Piece]:
-    """One piece a string, its terminator included (gABI, SHF_STRINGS; characters of sh_entsize bytes)."""
-    data = raw.content(section.index)
-    width = section.entry_size or 1
-    zero = bytes(width)
-    pieces, start, at = [], 0, 0
-    while at < len(data):
-        if width == 1:
-            at = data.find(b"\0", at)
-            at = len(data) if at < 0 else at + 1
-        else:
-            at += width
-            if data[at - width : at] != zero and at < len(data):
-                continue
-        pieces.append(_Piece(section.index, start, at))
-        start = at
-    return pieces
-
-
-def _cut_at_symbols(raw: RawObject, section: Section, symbols: list[Symbol], targets: set[int]) -> list[_Piece]:
-    """Sized symbols first; what lies between them is cut at unsized labels, and kept unless it is mere padding."""
-    named = [symbol for symbol in symbols if not symbol.name.startswith(".L")]
-    pieces: list[_Piece] = []
-    for symbol in sorted((s for s in named if s.size), key=lambda s: (s.value, -s.size, s.index)):
-        if pieces and symbol.value < pieces[-1].end:
-            pieces[-1].end = max(pieces[-1].end, symbol.value + symbol.size)
-            if symbol.value == pieces[-1].start:
-                pieces[-1].symbols.append(symbol)
-        else:
-            pieces.append(_Piece(section.index, symbol.value, symbol.value + symbol.size, [symbol]))
-    unsized = sorted((s for s in named if not s.size), key=lambda s: (s.value, s.index))
-    result: list[_Piece] = []
-    at = 0
-    for piece in [*pieces, _Piece(section.index, section.size, section.size)]:
-        result.extend(_cut_gap(raw, section, at, piece.start, unsized, targets))
-        piece.symbols.extend(s for s in unsized if s.value == piece.start and piece.end > piece.start)
-        if piece.end > piece.start:
-            result.append(piece)
-        at = piece.end
-    if not result and unsized:
-        result.append(_Piece(section.index, 0, section.size, unsized, sized=False))
-    return result
-
-
-def _cut_gap(
-    raw: RawObject, section: Section, start: int, end: int, unsized: Iterable[Symbol], targets: set[int]
-) -> list[_Piece]:
-    if end <= start:
-        return []
-    labels: dict[int, list[Symbol]] = {}
-    for symbol in unsized:
-        if start <= symbol.value < end:
-            labels.setdefault(symbol.value, []).append(symbol)
-    edges = sorted({start, end, *labels})
-    pieces = []
-    for a, b in pairwise(edges):
-        if a not in labels and _is_padding(raw, section, a, b) and not any(a <= t < b for t in targets):
-            continue
-        pieces.append(_Piece(section.index, a, b, labels.get(a, []), sized=not labels))
-    return pieces
-
-
-def _is_padding(raw: RawObject, section: Section, start: int, end: int) -> bool:
-    if end - start >= max(section.alignment, 16):
-        return False
-    if section.type == SHT_NOBITS:
-        return True
-    data = raw.content(section.index)[start:end]
-    if any(start <= item.offset < end for item in raw.relocations(section.index)):
-        return False
-    if not section.flags & SHF_EXECINSTR or not any(data):
-        return not any(data)
-    return all(
-        instruction.mnemonic in (x86.Mnemonic.NOP, x86.Mnemonic.INT3)
-        or (instruction.mnemonic == x86.Mnemonic.XCHG and instruction.len <= 2)
-        for instruction in x86.Decoder(64, data)
-    )
-
-
-def _name(raw: RawObject, pieces: Mapping[int, Sequence[_Piece]], taken: set[str]) -> None:
+def _name(raw: RawObject, pieces: Mapping[int, Sequence[Piece]], taken: set[str]) -> None:
     section_names: dict[str, int] = {}
     for section in raw.sections:
         section_names[section.name] = section_names.get(section.name, 0) + 1
@@ -423,7 +309,7 @@ def _is_text(data: bytes) -> bool:
         return False
 
 
-def _kind(section: Section, piece: _Piece, data: bytes, referring: bool) -> AtomKind:
+def _kind(section: Section, piece: Piece, data: bytes, referring: bool) -> AtomKind:
     if section.flags & SHF_EXECINSTR:
         return "function"
     if section.flags & SHF_TLS:
@@ -444,7 +330,7 @@ def _kind(section: Section, piece: _Piece, data: bytes, referring: bool) -> Atom
 
 
 def _make_atom(
-    raw: RawObject, layout: Layout, section: Section, piece: _Piece, relocations: Sequence[Relocation]
+    raw: RawObject, layout: Layout, section: Section, piece: Piece, relocations: Sequence[Relocation]
 ) -> Atom:
     first = bisect.bisect_left(relocations, piece.start, key=lambda item: item.offset)
     last = bisect.bisect_left(relocations, piece.end, key=lambda item: item.offset)
@@ -497,7 +383,7 @@ def _instruction_ends(code: bytes, offsets: Sequence[int]) -> dict[int, int]:
 
 
 def _reference(
-    raw: RawObject, layout: Layout, piece: _Piece, relocation: Relocation, instruction_end: int | None
+    raw: RawObject, layout: Layout, piece: Piece, relocation: Relocation, instruction_end: int | None
 ) -> Reference:
     """Resolve one relocation. ``bias`` + S + A is the address that is really meant, see :class:`Reference`."""
     symbol = raw.symbols[relocation.symbol]

@@ -1,0 +1,136 @@
+"""Source trees for Windows that the forge is to patch, with real compilers: MinGW gcc, and clang for the MSVC ABI."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from midflight.forge.forge import ForgeRequest
+
+Changes = dict[str, tuple[str, str]]
+
+C = {
+    "Makefile": (
+        "CC = x86_64-w64-mingw32-gcc\nCFLAGS = -O2\n"
+        "prog.exe: main.o parse.o\n\t$(CC) -o $@ $^\nmain.o parse.o: parse.h\n"
+    ),
+    "parse.h": (
+        "struct record { char name[32]; int kind; double scale; };\n"
+        "int parse_record(const char *text, struct record *out);\nint parse_errors(void);\ndouble rate(int n);\n"
+    ),
+    "parse.c": r"""
+#include <stdio.h>
+#include <string.h>
+#include <stdlib.h>
+#include "parse.h"
+static int errors;
+static const char *const kinds[] = {"none", "word", "number"};
+int limit = 16;
+static const unsigned char weights[] = {1, 2, 0, 0, 5, 0, 0};
+static __attribute__((noinline)) int classify(const char *s) {
+  if (!*s) return 0;
+  return *s >= '0' && *s <= '9' ? 2 : 1;
+}
+int parse_record(const char *text, struct record *out) {
+  int kind = classify(text);
+  size_t n = strlen(text);
+  if (n > 64) { errors++; fprintf(stderr, "too long: %s\n", kinds[kind]); return -1; }
+  memcpy(out->name, text, n + 1);
+  out->kind = kind;
+  out->scale = n * 1.5 + weights[n % 7];
+  return kind == 2 ? atoi(text) : (int)n;
+}
+int parse_errors(void) { return errors + limit; }
+double rate(int n) {
+  switch (n) {
+  case 0: return 0.25; case 1: return 1.75; case 2: puts("two"); return 2.5; case 3: return errors;
+  case 4: return limit * 3.25; case 5: puts("five"); return 5.5; default: return -1;
+  }
+}
+""",
+    "main.c": r"""
+#include <stdio.h>
+#include <windows.h>
+#include "parse.h"
+int main(void) {
+  struct record r;
+  char line[256];
+  while (fgets(line, sizeof line, stdin)) {
+    printf("%d %d %f\n", parse_record(line, &r), parse_errors(), rate(line[0] % 7));
+    Sleep(1);
+  }
+  return 0;
+}
+""",
+}
+LENGTH: Changes = {"parse.c": ("if (n > 64)", "if (n >= sizeof out->name)")}
+
+CXX = {
+    "Makefile": (
+        "CXX = x86_64-w64-mingw32-g++\nCXXFLAGS = -O2\n"
+        "prog.exe: main.o parser.o\n\t$(CXX) -o $@ $^\nmain.o parser.o: parser.h\n"
+    ),
+    "parser.h": "int parse(const char *text);\nint guarded(const char *text);\n",
+    "parser.cpp": r"""
+#include "parser.h"
+#include <cstdio>
+#include <map>
+#include <stdexcept>
+#include <string>
+struct Guard { const char *n; Guard(const char *n) : n(n) {} ~Guard() { std::printf("~%s\n", n); } };
+struct ParseError : std::runtime_error {
+  int code;
+  ParseError(const std::string &w, int c) : std::runtime_error(w), code(c) {}
+};
+struct Base { virtual ~Base() {} virtual int value(int x); };
+int Base::value(int x) { return x + 1; }
+static std::map<std::string, int> table;
+int parse(const char *text) {
+  Guard g("parse");
+  std::string s(text);
+  if (s.size() > 40) throw ParseError("too long: " + s, 7);
+  table[s]++;
+  Base b;
+  return b.value((int)s.size()) + table[s];
+}
+int guarded(const char *text) {
+  try { return parse(text); }
+  catch (const ParseError &e) { std::printf("caught %s %d\n", e.what(), e.code); return -e.code; }
+  catch (const std::exception &e) { std::printf("other %s\n", e.what()); throw; }
+}
+""",
+    "main.cpp": r"""
+#include <cstdio>
+#include <exception>
+#include "parser.h"
+int main() {
+  char line[256];
+  while (std::fgets(line, sizeof line, stdin)) {
+    try { std::printf("%d\n", guarded(line)); } catch (const std::exception &e) { std::printf("main: %s\n", e.what()); }
+  }
+}
+""",
+}
+
+
+def tree(folder: Path, source: dict[str, str], changes: Changes) -> Path:
+    folder.mkdir(parents=True)
+    assert changes.keys() <= source.keys()
+    for name, text in source.items():
+        if name in changes:
+            old, new = changes[name]
+            assert old in text
+            text = text.replace(old, new)
+        (folder / name).write_text(text)
+        os.utime(folder / name, (1_700_000_000, 1_700_000_000))
+    return folder
+
+
+def request(
+    where: Path, source: dict[str, str], changes: Changes, image: str = "prog.exe", **more: object
+) -> ForgeRequest:
+    """A request for the fix that ``changes`` make, beneath a folder that all requests for this source share."""
+    if not (where / "source").exists():
+        tree(where / "source", source, {})
+    fix = tree(where / f"fix{len(list(where.glob('fix*')))}", source, changes)
+    return ForgeRequest(where / "source", fix, "make", image, where / "work", **more)  # type: ignore[arg-type]
