@@ -88,8 +88,8 @@ def meaning(image: PeFile, address: int, reader: object, code: bool) -> object:
         return "slot", slot.symbol.name
     best = None
     for symbol in image.symbols():
-        named = symbol.name and symbol.section is not None and symbol.type in ("func", "object")
-        if not named or symbol.value > address or symbol.name.startswith((".rdata", ".data", ".bss", ".text")):
+        named = symbol.name.strip() and symbol.section is not None and symbol.type in ("func", "object")
+        if not named or symbol.value > address or symbol.name.startswith((".rdata", ".data", ".bss", ".text", ".L")):
             continue
         if best is None or symbol.value > best.value:
             best = symbol
@@ -150,7 +150,23 @@ def _instruction(
     meant, expected = bound.meaning(one, code), meaning(fixed, other, None, code)
     if meant == expected or _same_constant(mine, one, other, bound, fixed):
         return
+    if mine.mnemonic == x86.Mnemonic.LEA and _same_table(one, other, index, bound, fixed):
+        return
     yield f"{where}: means {meant}, and {expected} in the fixed image"
+
+
+def _same_table(
+    one: int, other: int, index: tuple[dict[int, int], dict[int, int]], bound: Bound, fixed: PeFile
+) -> bool:
+    """Two jump tables: distances from the table to the same instructions of the function."""
+    entries = 0
+    while entries < 64:
+        a = one + int.from_bytes(bound.read(one + 4 * entries, 4), "little", signed=True)
+        b = other + int.from_bytes(read(fixed, other + 4 * entries, 4), "little", signed=True)
+        if a not in index[0] or index[0][a] != index[1].get(b):
+            break
+        entries += 1
+    return entries >= 5
 
 
 def _same_constant(instruction: x86.Instruction, one: int, other: int, bound: Bound, fixed: PeFile) -> bool:

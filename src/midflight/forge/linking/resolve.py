@@ -264,6 +264,11 @@ class Resolver:
         return self.payload.slot(self.destination(holder, reference, branch))
 
     def _own_slot(self, name: str, branch: bool) -> int | None:
+        if self.run.elf.format == "pe":
+            # A pointer that an object of the image defines under the name of an import slot.
+            pointer = self.run.table.symbol(f"__imp_{name}")
+            if pointer is not None and pointer.section is not None and pointer.value % 8 == 0:
+                return pointer.value
         for got in self.run.elf.got_entries:
             if got.symbol.name == name and (branch or not got.lazy or self.run.elf.bind_now):
                 versions = {g.symbol.version for g in self.run.elf.got_entries if g.symbol.name == name}
