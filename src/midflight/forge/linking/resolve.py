@@ -265,7 +265,9 @@ class Resolver:
 
     def _own_slot(self, name: str, branch: bool) -> int | None:
         if self.run.elf.format == "pe":
-            # A pointer that an object of the image defines under the name of an import slot.
+            # What pre goes through, or a pointer that an object of the image defines under the name of a slot.
+            if name in self.match.slots:
+                return self.match.slots[name]
             pointer = self.run.table.symbol(f"__imp_{name}")
             if pointer is not None and pointer.section is not None and pointer.value % 8 == 0:
                 return pointer.value
