@@ -173,7 +173,7 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
         cves=request.cves,
         created=_created(request.fix),
         builder=f"midflight {midflight.__version__}",
-        compiler="; ".join(dict.fromkeys(diff.post.compiler for diff in diffs)),
+        compiler="; ".join(dict.fromkeys(diff.post.compiler or "not named in the object" for diff in diffs)),
         fix_sha256=fix.digest(),
         targets=(target,),
         review=None if request.reviewer is None else Review(request.reviewer, digest),
@@ -258,6 +258,8 @@ class _Work:
         known = frozenset(item.symbol for item in self.matched.findings if item.code == "MF134")
         replaced = list(self.selection.replaced.values())
         with open_image(self.pair.pre.image) as pre:
+            if pre.format == "pe" and not any(symbol.type == "func" for symbol in pre.symbols()):
+                self.findings.append(finding("MF183", self.request.image, self.request.image))
             self.findings += overruled(self.diffs, self.pair.pre, pre)
             told_by = self.run if has_local_symbols(self.run) else pre
             self.findings += folded(replaced, objects, told_by, known)

@@ -94,6 +94,14 @@ REFUSALS: dict[str, Refusal] = _table(
         f"{_BASELINE} Programs for the GNU ABI (MinGW) can be hotpatched with their exceptions, __try in both.",
         overridable=False,
     ),
+    Refusal(
+        "MF183",
+        "No symbols in the captured PE image",
+        "the captured build of the unfixed tree has no symbols, so that nothing tells which functions the linker "
+        "folded into one",
+        "Let the build link with lld-link or a MinGW linker from the PATH, without stripping in a step of its own.",
+        overridable=False,
+    ),
     # --- differences
     Refusal(
         "MF110",

@@ -135,13 +135,17 @@ class CoffObject:
 
     @cached_property
     def comments(self) -> tuple[str, ...]:
-        """What the compiler wrote of itself (gcc: into .rdata$zzz, as .comment of ELF)."""
+        """What the compiler wrote of itself: gcc into .rdata$zzz, as .comment of ELF; clang into its DWARF alone."""
         texts: dict[str, None] = {}
         for section in self.sections:
             if section.name == ".rdata$zzz":
                 for part in self.section_data(section).split(b"\0"):
                     if part:
                         texts[decode(part)] = None
+        debug = self.section(".debug_str") if not texts else None
+        for part in self.section_data(debug).split(b"\0") if debug is not None else ():
+            if b"clang version" in part:
+                return (decode(part),)
         return tuple(texts)
 
     @cached_property

@@ -113,6 +113,59 @@ int main() {
 }
 
 
+MSVC = {
+    "Makefile": (
+        "CC = clang --target=x86_64-pc-windows-msvc\nCFLAGS = -O2\n"
+        "prog.exe: main.obj core.obj caught.obj kernel32.lib\n"
+        "\tlld-link /entry:mainCRTStartup /subsystem:console /nodefaultlib /out:$@ $^\n"
+        "%.obj: %.c core.h\n\t$(CC) $(CFLAGS) -c $< -o $@\n"
+        "%.obj: %.cpp core.h\n\t$(CC) $(CFLAGS) -c $< -o $@\n"
+        "kernel32.lib: stubs.obj\n"
+        "\tlld-link /dll /noentry /nodefaultlib /export:GetStdHandle /export:WriteFile /export:__C_specific_handler"
+        " /export:__CxxFrameHandler3 /out:kernel32.dll /implib:$@ $<\n"
+    ),
+    "stubs.c": (
+        "void *GetStdHandle(unsigned n) { return 0; }\n"
+        "int WriteFile(void *h, const void *p, unsigned n, unsigned *d, void *o) { return 0; }\n"
+        "int __C_specific_handler(void) { return 0; }\nint __CxxFrameHandler3(void) { return 0; }\n"
+    ),
+    "core.h": (
+        '#ifdef __cplusplus\nextern "C" {\n#endif\n'
+        "void say(const char *s); double rate(int n); int step(int x); int guarded(int *p); int caught(int *p);\n"
+        "#ifdef __cplusplus\n}\n#endif\n"
+    ),
+    "core.cpp": r"""
+#include "core.h"
+extern "C" __declspec(dllimport) void *GetStdHandle(unsigned n);
+extern "C" __declspec(dllimport) int WriteFile(void *h, const void *p, unsigned n, unsigned *d, void *o);
+__declspec(thread) int depth = 3;
+__declspec(thread) int other = 4;
+static int count;
+static const char *const names[] = {"zero", "one", "two"};
+static __attribute__((noinline)) unsigned length(const char *s) { unsigned n = 0; while (s[n]) n++; return n; }
+void say(const char *s) { unsigned d; WriteFile(GetStdHandle((unsigned)-11), s, length(s), &d, 0); }
+__attribute__((noinline)) double rate(int n) {
+  switch (n) {
+  case 0: return 0.25; case 1: say("one"); return 1.75; case 2: return count; case 3: say("three"); return 3.5;
+  case 4: return 9.125; default: return -1;
+  }
+}
+__attribute__((noinline)) int step(int x) {
+  count++; depth += x; other++; say(names[x % 3]); return (int)(rate(x) * 4) + depth;
+}
+int guarded(int *p) { __try { return *p + step(1); } __except (1) { say("fault"); return -1; } }
+""",
+    "caught.cpp": (
+        '#include "core.h"\n'
+        'int caught(int *p) { try { return *p + step(2); } catch (...) { say("caught"); return -1; } }\n'
+    ),
+    "main.c": (
+        '#include "core.h"\nint _fltused, _tls_index;\n'
+        "int mainCRTStartup(void) { int v = 3; return guarded(&v) + caught(&v); }\n"
+    ),
+}
+
+
 def tree(folder: Path, source: dict[str, str], changes: Changes) -> Path:
     folder.mkdir(parents=True)
     assert changes.keys() <= source.keys()

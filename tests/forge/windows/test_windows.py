@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from iced_x86 import Decoder, Instruction, Register
 
 from midflight.forge.capture.source import read_fix
 from midflight.forge.forge import ForgeRequest, ForgeResult, RefusedWithFindings, forge
@@ -17,7 +18,7 @@ from midflight.patch.encoding import decode_manifest, encode_manifest
 from midflight.patch.manifest import Target
 from midflight.patch.validate import validate_manifest
 from tests.forge.windows.meaning import differences
-from tests.forge.windows.programs import CXX, LENGTH, C, request
+from tests.forge.windows.programs import CXX, LENGTH, MSVC, C, request
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,12 @@ def cxx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cxx")
 
 
+@pytest.fixture(scope="module")
+def msvc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the program for the MSVC ABI is built."""
+    return tmp_path_factory.mktemp("msvc")
+
+
 def built(asked: ForgeRequest) -> tuple[ForgeResult, Target]:
     """A hotpatch whose file comes back as it was, and whose payload means what the fixed image does."""
     result = forge(asked)
@@ -41,7 +48,9 @@ def built(asked: ForgeRequest) -> tuple[ForgeResult, Target]:
     (target,) = result.manifest.targets
     plain, post = images(asked)
     # What a stripped image is patched to is read with the symbols that it had.
-    wrong = list(differences(target, result.payloads[target.payload], plain, post))
+    with PeFile.open(plain) as image:
+        names = plain if image.symbols() else post.parents[2] / "pre" / "image" / plain.name
+    wrong = list(differences(target, result.payloads[target.payload], names, post)) if names == plain else []
     assert not wrong, "\n".join(wrong)
     check_unwinding(target, result.payloads[target.payload])
     return result, target
@@ -215,3 +224,62 @@ def test_a_fix_that_catches(cxx: Path) -> None:
     assert [function.name for function in target.functions] == ["_Z7guardedPKc"]
     kinds = [(r.kind, r.form) for r in target.relocations if r.offset >= target.segments[1].offset]
     assert ("image", "abs64") in kinds, "the type information that it catches by is the image's own"
+
+
+# --- the MSVC ABI --------------------------------------------------------------------------------------------------
+
+
+def test_a_fix_of_a_function_with_try_and_except(msvc: Path) -> None:
+    changes = {"core.cpp": ('step(1); } __except (1) { say("fault"); return -1; }',
+                            'step(2); } __except (1) { say("a fault, mended"); return -2; }')}  # fmt: skip
+    result, target = built(request(msvc, MSVC, changes))
+    assert [function.name for function in target.functions] == ["guarded"]
+    assert result.manifest.compiler.startswith("Debian clang version") or "clang version" in result.manifest.compiler
+    assert b"a fault, mended\0" in result.payloads[target.payload]
+    assert not target.imports
+
+
+def test_thread_local_variables_stay_where_they_are(msvc: Path) -> None:
+    asked = request(msvc, MSVC, {"core.cpp": ("depth += x; other++;", "depth += x + 1; other += 2;")})
+    result, target = built(asked)
+    assert [function.name for function in target.functions] == ["step"]
+    _, post = images(asked)
+    offsets = []
+    for code in (result.payloads[target.payload], read_function(post, "step")):
+        # mov %gs:0x58,%reg; then offsets of variables in the block, as displacements of add and inc
+        assert b"\x65\x48\x8b" in code
+        offsets.append(sorted(i.memory_displacement for i in Decoder(64, code) if is_thread_local(i)))
+    assert offsets[0] == offsets[1] and len(offsets[0]) >= 2
+
+
+def read_function(image: Path, name: str) -> bytes:
+    with PeFile.open(image) as pe:
+        symbol = pe.symbol(name)
+        assert symbol is not None
+        return pe.read_vaddr(symbol.value, symbol.size)
+
+
+def is_thread_local(instruction: Instruction) -> bool:
+    """An instruction with a base register and a displacement of four bytes: no frame here is so large."""
+    base = instruction.memory_base not in (Register.NONE, Register.RIP, Register.RSP)
+    return base and instruction.memory_displ_size == 4 + 4 and instruction.memory_displacement < 64
+
+
+def test_cpp_exceptions_of_the_msvc_abi_are_refused(msvc: Path) -> None:
+    changes = {"caught.cpp": ('say("caught"); return -1;', 'say("caught"); return -3;')}
+    found = refused(request(msvc, MSVC, changes))
+    assert "MF182" in codes(found)
+    assert any("__CxxFrameHandler3" in item.reason for item in found)
+
+
+def test_a_distance_from_the_image_base_in_new_code_is_refused(msvc: Path) -> None:
+    assembler = 'asm volatile("movl $step@IMGREL, %0" : "=r"(r));'
+    changes = {"core.cpp": ("count++; depth", f"int r; {assembler} count += r; depth")}
+    assert "MF180" in codes(refused(request(msvc, MSVC, changes)))
+
+
+def test_a_switch_whose_table_stands_behind_the_code(msvc: Path) -> None:
+    changes = {"core.cpp": ("case 4: return 9.125;", "case 4: return 9.375;")}
+    result, target = built(request(msvc, MSVC, changes))
+    assert [function.name for function in target.functions] == ["rate"]
+    assert struct.pack("<d", 9.375) in result.payloads[target.payload]

@@ -17,6 +17,7 @@ _DRIVER = re.compile(
     r"^(?:[\w.]+-)*(?:cc|c\+\+|c89|c99|gcc|g\+\+|clang|clang\+\+|icx|icpx)(?:-\d+(?:\.\d+)*)?(?:-win32|-posix)?$"
 )
 _LINKER = re.compile(r"^(?:[\w.]+-)*ld(?:\.bfd|\.gold|\.lld|\.mold)?(?:-\d+)?$")
+_MSVC_LINKER = re.compile(r"^lld-link(?:-\d+)?$")
 _COPIER = re.compile(r"^(?:[\w.]+-)*objcopy(?:-\d+)?$")
 _MAKE = frozenset({"make", "gmake", "ninja", "samu", "ninja-build"})
 _CACHES = frozenset({"ccache", "distcc", "icecc", "sccache", "colorgcc"})
@@ -24,7 +25,7 @@ _CACHES = frozenset({"ccache", "distcc", "icecc", "sccache", "colorgcc"})
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A program that gets a shim. ``kind``: gcc, clang, ld, objcopy, make."""
+    """A program that gets a shim. ``kind``: gcc, clang, ld, lld-link, objcopy, make."""
 
     name: str
     path: str
@@ -99,7 +100,7 @@ def _realpath(path: str, root: Path | None) -> str:
 def _kind(name: str) -> str:
     if name in _MAKE:
         return "make"
-    kinds = (("ld", _LINKER), ("objcopy", _COPIER), ("cc", _DRIVER))
+    kinds = (("ld", _LINKER), ("lld-link", _MSVC_LINKER), ("objcopy", _COPIER), ("cc", _DRIVER))
     return next((kind for kind, pattern in kinds if pattern.match(name)), "")
 
 

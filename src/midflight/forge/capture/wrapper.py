@@ -122,6 +122,9 @@ def main(base: str, kind: str, real: str, name: str) -> None:
     if kind == "ld":
         _link_directly(recorder, arguments, expanded)
         return
+    if kind == "lld-link":
+        _link_for_msvc(recorder, arguments, expanded)
+        return
     if kind == "objcopy":
         _copy_object(recorder, arguments)
         return
@@ -142,12 +145,17 @@ def added_flags(recorder: Recorder, command: Command, output: str) -> list[str]:
     if recorder.kind == "gcc" and "mingw" in recorder.name:
         # COFF has no sections of strings and constants; these labels tell where each begins.
         flags.append("-Wa,--keep-locals")
-    if any(argument.endswith("-windows-msvc") for argument in command.arguments):
+    if is_for_msvc(command.arguments):
         flags.append("-gdwarf-4")  # types are compared as DWARF tells them, not as CodeView does
     if recorder.kind == "gcc" and not any(a.startswith("-frandom-seed") for a in command.arguments):
         # Where GCC needs a name that is unique in a program it takes random numbers, unless there is a seed.
         flags.append("-frandom-seed=" + os.path.relpath(recorder.absolute(output), recorder.base))
     return flags
+
+
+def is_for_msvc(arguments: list[str]) -> bool:
+    """Whether a compiler is asked to make what Microsoft's makes."""
+    return any(argument.endswith("-windows-msvc") for argument in arguments)
 
 
 def without_debug_packing(arguments: list[str]) -> list[str]:
@@ -274,7 +282,12 @@ def _link(recorder: Recorder, command: Command) -> None:
     # The image is kept with its symbols; what is stripped from the user's own copy does not matter.
     arguments = [a for a in arguments if a not in ("-s", "-Wl,-s", "-Wl,--strip-all", "-Wl,-S", "-Wl,--strip-debug")]
     map_file = command.map
-    if map_file is None:
+    if is_for_msvc(arguments):
+        map_file = recorder.fresh(".map")
+        debug = any(a.startswith(("-g", "-Wl,/debug", "-Wl,-debug")) and a != "-g0" for a in arguments)
+        chosen = ",".join(a.lower() for a in arguments if "opt:" in a.lower())
+        arguments += ["-Wl," + option for option in msvc_options(map_file, debug, chosen)]
+    elif map_file is None:
         map_file = recorder.fresh(".map")
         arguments.append("-Wl,-Map=" + map_file)
     recorder.run(arguments)
@@ -381,6 +394,34 @@ def _link_directly(recorder: Recorder, arguments: list[str], expanded: list[str]
     recorder.run(arguments)
     _record_link(recorder, expanded, output or "a.out", map_file, relocatable)
     if own and os.path.exists(map_file):
+        os.unlink(map_file)
+
+
+def msvc_options(map_file: str, debug: bool, chosen: str) -> list[str]:
+    """What capture adds for lld-link; ``debug`` and ``chosen`` are the user's own /debug and /opt."""
+    added = ["/lldmap:" + map_file, "/debug:symtab"]
+    if not debug:
+        added += ["/opt:" + choice for choice in ("ref", "icf") if choice not in chosen]
+    return added
+
+
+def _link_for_msvc(recorder: Recorder, arguments: list[str], expanded: list[str]) -> None:
+    """LLVM's linker with the options of Microsoft's. The image is made with a symbol table, which tells what folding
+    made of equal functions; what is dropped and folded without one (/debug changes that) is so with it."""
+    options: dict[str, str] = {}
+    for argument in expanded:
+        if argument[:1] in ("/", "-") and not os.path.isfile(argument):
+            name, _, value = argument[1:].partition(":")
+            options[name.lower()] = value if name.lower() != "opt" else options.get("opt", "") + "," + value.lower()
+    if "lib" in options or "help" in options or "version" in options:
+        recorder.become(arguments)
+    first = next((a for a in expanded if a.lower().endswith((".obj", ".o"))), "a.obj")
+    default = os.path.basename(first).rpartition(".")[0] + (".dll" if "dll" in options else ".exe")
+    output = options.get("out") or default
+    map_file = recorder.fresh(".map")
+    recorder.run([*arguments, *msvc_options(map_file, "debug" in options, options.get("opt", ""))])
+    _record_link(recorder, expanded, output, map_file, relocatable=False)
+    if os.path.exists(map_file):
         os.unlink(map_file)
 
 

@@ -120,6 +120,8 @@ class _Comparison:
     places: dict[int, int] = field(default_factory=dict)
     end: int = 0
     tls_relaxed: bool = False
+    tables: list[Inner] = field(default_factory=list)
+    """Places further on in the function whose address its code loads: jump tables that are put behind the code."""
 
     def __post_init__(self) -> None:
         self.pre_decoder = x86.Decoder(64, self.code)
@@ -152,6 +154,9 @@ class _Comparison:
             if self.at >= len(self.code):
                 break
             pre, run = self._pre(), self._run()
+            if self._is_same_table():
+                self.end = self.position = self.position + len(self.code) - self.at
+                break
             if self.position >= len(self.run):
                 return Different(self.at, text(pre), "the end of the code")
             at = self.at
@@ -167,6 +172,16 @@ class _Comparison:
         self.pre_index.setdefault(len(self.code), index)
         self.run_index.setdefault(self.end, index)
         return self._check_inner()
+
+    def _is_same_table(self) -> bool:
+        """Whether the rest is a jump table, which is no instructions, and the same: distances that the assembler knew,
+        of places that are as far away in run (clang for Windows)."""
+        shift = self.vaddr + self.position - self.at
+        begun = any(item.offset == self.at and item.vaddr - item.offset == shift for item in self.tables)
+        rest = self.code[self.at :]
+        fixed = self.next_reference >= len(self.references) and len(rest) % 4 == 0
+        straight = all(where - place == shift for place, where in self.places.items())
+        return begun and fixed and straight and self.run[self.position : self.position + len(rest)] == rest
 
     def _note_lock(self, index: int) -> None:
         """C libraries jump over a lock prefix when they have one thread alone: into the middle of an instruction."""
@@ -232,6 +247,8 @@ class _Comparison:
             mine, theirs = mine[:at] + mine[at + 4 :], theirs[:at] + theirs[at + 4 :]
             if mine == theirs:
                 self.inner.append(Inner(_wrap(pre.ip_rel_memory_address), run.ip_rel_memory_address))
+                if pre.mnemonic == x86.Mnemonic.LEA and self.at < self.inner[-1].offset < len(self.code):
+                    self.tables.append(self.inner[-1])
         if mine != theirs:
             raise _Mismatch
 
