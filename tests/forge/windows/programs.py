@@ -131,7 +131,8 @@ MSVC = {
     ),
     "core.h": (
         '#ifdef __cplusplus\nextern "C" {\n#endif\n'
-        "void say(const char *s); double rate(int n); int step(int x); int guarded(int *p); int caught(int *p);\n"
+        "void say(const char *s); double rate(int n); int step(int x); int depths(void);\n"
+        "int guarded(int *p); int caught(int *p);\n"
         "#ifdef __cplusplus\n}\n#endif\n"
     ),
     "core.cpp": r"""
@@ -153,6 +154,7 @@ __attribute__((noinline)) double rate(int n) {
 __attribute__((noinline)) int step(int x) {
   count++; depth += x; other++; say(names[x % 3]); return (int)(rate(x) * 4) + depth;
 }
+__attribute__((noinline)) int depths(void) { return depth + other; }
 int guarded(int *p) { __try { return *p + step(1); } __except (1) { say("fault"); return -1; } }
 """,
     "caught.cpp": (
@@ -161,7 +163,7 @@ int guarded(int *p) { __try { return *p + step(1); } __except (1) { say("fault")
     ),
     "main.c": (
         '#include "core.h"\nint _fltused, _tls_index;\n'
-        "int mainCRTStartup(void) { int v = 3; return guarded(&v) + caught(&v); }\n"
+        "int mainCRTStartup(void) { int v = 3; return guarded(&v) + caught(&v) + depths(); }\n"
     ),
 }
 
