@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from midflight.errors import MidflightError
 from midflight.image.cfa import Cie, Row, row_at
@@ -248,12 +249,28 @@ class FrameTable:
 # --- one step --------------------------------------------------------------------------------------------------------
 
 
+class Extent(Protocol):
+    """What unwind information says of a function, whatever its format."""
+
+    @property
+    def start(self) -> int:
+        """First link-time address."""
+
+    @property
+    def end(self) -> int:
+        """Link-time address behind the last."""
+
+    @property
+    def signal(self) -> bool:
+        """Whether the frame was made by the system, on top of whatever was interrupted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One frame unwound. ``caller`` is the caller's registers (16: where it goes on); None: this is the outermost
     frame. ``return_slot`` is where on the stack the return address stands, None when it is elsewhere."""
 
-    frame: Frame
+    frame: Extent
     cfa: int
     caller: dict[int, int] | None
     return_slot: int | None
@@ -324,6 +341,23 @@ def unwind(
 # --- a whole stack ---------------------------------------------------------------------------------------------------
 
 
+class Unwinds(Protocol):
+    """How the code of one image in a process unwinds, whatever the format of its unwind information."""
+
+    @property
+    def bias(self) -> int:
+        """What is added to link-time addresses."""
+
+    def step(self, link: int, registers: Registers, read_word: ReadWord) -> Step | None:
+        """As :func:`step`, at a link-time address."""
+
+    def extent(self, link: int) -> Extent | None:
+        """The function that a link-time address is in."""
+
+    def is_entry(self, link: int) -> bool:
+        """Whether it is in start-up code, which has no caller and perhaps no unwind information either."""
+
+
 @dataclass(frozen=True, slots=True)
 class Module:
     """An image in a process: its unwind information, its load bias, and the link-time address of its entry point, or 0
@@ -332,6 +366,18 @@ class Module:
     bias: int
     table: FrameTable
     entry: int = 0
+
+    def step(self, link: int, registers: Registers, read_word: ReadWord) -> Step | None:
+        """See :class:`Unwinds`."""
+        return step(self.table, link, registers, read_word, self.bias)
+
+    def extent(self, link: int) -> Extent | None:
+        """See :class:`Unwinds`."""
+        return self.table.find(link)
+
+    def is_entry(self, link: int) -> bool:
+        """See :class:`Unwinds`."""
+        return bool(self.entry) and 0 <= link - self.entry < _ENTRY_CODE
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +410,7 @@ class Stack:
 
 def walk(
     registers: Registers | Sequence[int],
-    find_module: Callable[[int], Module | None],
+    find_module: Callable[[int], Unwinds | None],
     read_word: ReadWord,
     limit: int = 4096,
 ) -> Stack:
@@ -391,11 +437,11 @@ def walk(
             if module is None:
                 return Stack(tuple(frames), False, f"{pc:#x} is in no known image")
             link = at - module.bias
-            found = step(module.table, link, state, read_word, module.bias)
+            found = module.step(link, state, read_word)
         except (LookupError, OSError, ValueError, struct.error, MidflightError) as error:
             return Stack(tuple(frames), False, f"at {pc:#x}: {error}")
         if found is None:
-            if frames and module.entry and 0 <= link - module.entry < _ENTRY_CODE:
+            if frames and module.is_entry(link):
                 return Stack(tuple(frames), True, "entry point")
             return Stack(tuple(frames), False, f"no unwind information covers {pc:#x}")
         frame, bias = found.frame, module.bias

@@ -1,7 +1,8 @@
 """The one place where a test may kill us: ``point("name")`` marks a step at which dying must do no harm.
 
 ``MIDFLIGHT_KILL_AT`` names the step: a point's name, or a number N for the N-th point that is passed. The process then
-kills itself with SIGKILL, as the out-of-memory killer would. ``MIDFLIGHT_KILL_LOG`` names a file that gets the name of
+kills itself with SIGKILL, as the out-of-memory killer would
+(on Windows: with TerminateProcess). ``MIDFLIGHT_KILL_LOG`` names a file that gets the name of
 each point passed, one a line, so that a test can list the points first. When neither is set, ``point`` is an empty
 function.
 """
@@ -25,13 +26,14 @@ def _armed(name: str) -> None:
     global _passed
     _passed += 1
     if _log:
-        fd = os.open(_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o600)
         try:
             os.write(fd, name.encode() + b"\n")
         finally:
             os.close(fd)
     if _kill_at == name or _kill_at == str(_passed):
-        os.kill(os.getpid(), signal.SIGKILL)
+        # What os.kill calls on Windows, for any signal but two, is TerminateProcess.
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def disarm() -> None:

@@ -16,7 +16,7 @@ from midflight.process import maps as proc
 from midflight.process import ptrace as pt
 from midflight.process.apart import apart
 from midflight.process.faults import point
-from midflight.process.model import AddressTaken, Mapping, Protection, Stack, Thread
+from midflight.process.model import AddressTaken, ImageFormat, Mapping, Protection, Stack, Thread
 from midflight.process.stop import Stop
 
 _PAGE = 4096
@@ -41,6 +41,9 @@ T = TypeVar("T")
 
 class LinuxProcess:
     """One process by pid; see :class:`midflight.process.model.Process` for the contract. Also a context manager."""
+
+    images: ImageFormat = "elf"
+    granularity = _PAGE
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -288,6 +291,10 @@ class LinuxProcess:
         return False
 
     # -- changing --------------------------------------------------------------------------------------------------
+
+    def release_left(self) -> int:
+        """Nothing: the kernel lets go of what a tracer held when it dies."""
+        return 0
 
     def stop(self, timeout: float) -> Stop:
         """Stop all threads, those that appear meanwhile included, and take their snapshots (a context manager)."""

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from midflight.errors import ProcessError
 
 Protection = Literal["r", "rx", "rw"]
+ImageFormat = Literal["elf", "pe"]
 
 
 class AddressTaken(ProcessError):
@@ -44,6 +45,8 @@ class Mapping:
     device: tuple[int, int]
     inode: int
     path: str
+    allocation: int = 0
+    """Windows: where the allocation or image begins that this is a part of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,11 @@ class Process(Protocol):
 
     pid: int
     start_time: int
-    """Kernel start time of the process, in clock ticks since boot: pid and start_time name a process for ever."""
+    """When the process began, in the kernel's own unit: pid and start_time name a process for ever."""
+    images: ImageFormat
+    """The format of what it runs."""
+    granularity: int
+    """Memory can be mapped at multiples of this, in bytes."""
 
     def maps(self) -> list[Mapping]:
         """The address space, in address order."""
@@ -138,7 +145,11 @@ class Process(Protocol):
     ) -> int:
         """Call C code in one thread for which ``safe(thread)`` says yes, all registers (vector state included) and the
         red zone kept; returns its integer result. Raises when no thread was safe within ``timeout``, and when the call
-        did not return within it."""
+        did not return within it. Where a thread of our own can be started in the process (Windows), that makes the
+        call, and ``safe`` is not asked."""
+
+    def release_left(self) -> int:
+        """Let go of threads that a killed engine holds still, where the kernel has not done it; how many."""
 
     def stop(self, timeout: float) -> AbstractContextManager[Stopped]:
         """Stop all threads, those that appear meanwhile included, and take their snapshots."""
