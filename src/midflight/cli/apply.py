@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 from midflight.cli import processes as shared
@@ -112,15 +114,14 @@ def _probe(args: argparse.Namespace, outcomes: list[Outcome]) -> str | None:
     """Run the probes; why one failed, or None."""
     if not args.probe:
         return None
-    import subprocess
-
     pids = [str(o.pid) for o in outcomes if o.outcome == "applied"]
     if not pids:
         return None
     environment = {**os.environ, "MIDFLIGHT_PIDS": " ".join(pids)}
     for command in args.probe:
         probe = subprocess.Popen(
-            ["sh", "-c", command],
+            command if sys.platform == "win32" else ["sh", "-c", command],
+            shell=sys.platform == "win32",
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -130,28 +131,35 @@ def _probe(args: argparse.Namespace, outcomes: list[Outcome]) -> str | None:
         try:
             status = probe.wait(args.probe_timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(probe.pid, 9)
+            _end(probe)
             probe.wait()
             return f"{command!r} did not end within {args.probe_timeout:g} s"
         except BaseException:
-            os.killpg(probe.pid, 9)
+            _end(probe)
             raise
         if status:
             return f"{command!r} ended with status {status}"
     return None
 
 
+def _end(probe: subprocess.Popen[bytes]) -> None:
+    """End a probe, and what it started where the system can tell."""
+    if sys.platform == "win32":
+        probe.kill()
+    else:
+        os.killpg(probe.pid, 9)
+
+
 def _take_out(hotpatch: Hotpatch, outcomes: list[Outcome], files: Files, limits: Limits, why: str) -> None:
     """Revert what this run applied; a process that the probe's failure took with it is not there any more."""
     from midflight.engine.revert import revert
     from midflight.errors import MidflightError
-    from midflight.process.linux import LinuxProcess
 
     for number, done in enumerate(outcomes):
         if done.outcome != "applied":
             continue
         try:
-            with LinuxProcess(done.pid) as process:
+            with shared.chosen([done.pid])[0] as process:
                 if process.start_time != done.start_time:
                     continue
                 back = revert(process, files, limits, lambda ledger: ledger.record.digest == hotpatch.digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
     from midflight.engine.transaction import Limits, Outcome
     from midflight.patch.hotpatch import Hotpatch
     from midflight.process.linux import LinuxProcess
+    from midflight.process.windows import WindowsProcess
 
+    LiveProcess = LinuxProcess | WindowsProcess
+
+# PID_MAX_LIMIT of Linux; a process id of Windows is any 32-bit number
+_PIDS = 1 << 32 if sys.platform == "win32" else 1 << 22
 _STYLE = {
     "applied": "good",
     "already": "good",
@@ -59,7 +65,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def _pid(text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 1 << 22:
+    if not text.isdigit() or not 0 < int(text) < _PIDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a process id")
     return int(text)
 
@@ -100,20 +106,26 @@ def read_trusted(path: str, keys: Sequence[str]) -> Hotpatch:
     return read_hotpatch(path, trusted)
 
 
-def chosen(pids: Sequence[int] | None) -> list[LinuxProcess]:
+def chosen(pids: Sequence[int] | None) -> list[LiveProcess]:
     """The processes named, or all; the oldest first, so that parents come before their children.
 
     Raises:
         InputError: a named process does not exist.
     """
-    from midflight.process.linux import LinuxProcess, processes
+    if sys.platform == "win32":
+        from midflight.process.windows import WindowsProcess as OneProcess
+        from midflight.process.windows import processes
+    else:
+        from midflight.process.linux import LinuxProcess as OneProcess
+        from midflight.process.linux import processes
 
     if not pids:
-        return sorted(processes(), key=lambda process: (process.start_time, process.pid))
-    found = []
+        everything: list[LiveProcess] = list(processes())
+        return sorted(everything, key=lambda process: (process.start_time, process.pid))
+    found: list[LiveProcess] = []
     for pid in dict.fromkeys(pids):
         try:
-            found.append(LinuxProcess(pid))
+            found.append(OneProcess(pid))
         except ProcessGone as error:
             raise InputError(f"there is no process {pid}") from error
     return found
@@ -121,6 +133,10 @@ def chosen(pids: Sequence[int] | None) -> list[LinuxProcess]:
 
 def command_name(pid: int) -> str:
     """The short name of a process, for people."""
+    if sys.platform == "win32":
+        from midflight.process.windows import process_names
+
+        return process_names().get(pid, "?")
     try:
         with open(f"/proc/{pid}/comm", errors="replace") as file:
             return file.read().rstrip("\n")

@@ -12,7 +12,7 @@ from midflight.cli import processes as shared
 from midflight.cli.output import Output, Styled
 
 if TYPE_CHECKING:
-    from midflight.engine.ledger import Ledger
+    from midflight.engine.ledger import Ledger, PatchedFunction
     from midflight.process.model import Process
 
 HELP = """\
@@ -127,6 +127,7 @@ def _plain(found: list[tuple[int, Ledger]], gone: set[tuple[int, int]]) -> list[
                         "name": f.name,
                         "old": [{"address": a, "size": s} for a, s in f.old],
                         "new": {"address": f.new[0], "size": f.new[1]},
+                        "trampoline": _trampoline(f),
                     }
                     for f in record.functions
                 ],
@@ -176,9 +177,20 @@ def _show(out: Output, found: list[tuple[int, Ledger]], gone: set[tuple[int, int
             out.line(f"  reverted   {_when(ledger.reverted_at)}")
         unwinding = "registered" if ledger.flags & 1 else "not registered"
         out.line(f"  memory     {ledger.size // 1024} KiB at {ledger.base:#x}, unwind data {unwinding}")
+        if ledger.applied_at and not ledger.stopped:
+            out.line("  stopped    not at all: every entry could be switched while the threads ran")
         for f in record.functions:
             old = ", ".join(f"{a:#x}+{s}" for a, s in f.old)
-            out.line(f"  function   {f.name}: {old} -> {f.new[0]:#x}+{f.new[1]}")
+            out.line(f"  function   {f.name}: {old} -> {f.new[0]:#x}+{f.new[1]} ({_trampoline(f)})")
+
+
+def _trampoline(function: PatchedFunction) -> str:
+    """The kind of a trampoline, as inspect names it."""
+    jump = next((w for w in function.writes if len(w.after) != 5), None)
+    long = next((w for w in function.writes if len(w.after) == 5), None)
+    if jump is None or long is None:
+        return "near" if function.writes else "none"
+    return "hotpatch" if long.address + 5 == jump.address else "short"
 
 
 def _perf_map(found: list[tuple[int, Ledger]], out: Output) -> int:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from midflight.engine import coroutines, journal, unwinding
+from midflight.engine import journal, system
 from midflight.engine import ledger as ledgers_of
 from midflight.engine.ledger import State, Write
 from midflight.engine.modules import Files
-from midflight.engine.plan import Hotpatch, Inapplicable, Plan, plan
+from midflight.engine.plan import JUMP_SHORT, Hotpatch, Inapplicable, Plan, plan
 from midflight.engine.prepare import Prepared, prepare
 from midflight.engine.recover import recover_process
-from midflight.engine.scope import Scope
 from midflight.engine.stackcheck import Range, StackCheck
 from midflight.engine.transaction import Context, Limits, Outcome, give_up, left_over, settle, trampolines, until_idle
 from midflight.errors import EngineError, MidflightError, ProcessGone
@@ -77,6 +76,29 @@ class _Commit:
             for item in self.prepared:
                 ledgers_of.set_state(self.process, item.ledger, State.PREPARED if item.fresh else State.RETIRED)
             raise
+        self._finish()
+
+    def running(self) -> None:
+        """The same while the threads run, for entries of kind hotpatch alone: the long jump goes into padding that
+        nobody executes; then each entry becomes a jump there by one aligned write of two bytes (Microsoft's own
+        protocol for images built with /hotpatch). What fails half-way is for the caller to roll back, in a stop: a
+        thread may be on its way through the padding."""
+        _verify(self.process, self.writes)
+        for item in self.prepared:
+            ledgers_of.set_state(self.process, item.ledger, State.COMMITTING)
+        point("committing")
+        entries = [write for write in self.writes if len(write.after) == JUMP_SHORT]
+        for write in (write for write in self.writes if len(write.after) != JUMP_SHORT):
+            self.process.write(write.address, write.after)
+            point("padding-written")
+            if self.process.read(write.address, len(write.after)) != write.after:
+                raise EngineError(f"process {self.process.pid}: the padding at {write.address:#x} was not written")
+        for write in entries:
+            self.process.write(write.address, write.after)
+            point("entry-written")
+        self._finish()
+
+    def _finish(self) -> None:
         for item in self.prepared:
             ledgers_of.set_state(self.process, item.ledger, State.APPLIED)
             point("applied")
@@ -85,29 +107,36 @@ class _Commit:
             point("replaced")
 
 
+def needs_no_stop(plan: Plan) -> bool:
+    """Whether a plan may be carried out while the threads run: a reviewer let old and new run side by side, every
+    entry is of kind hotpatch, and none of them leads anywhere yet, so that nobody is in its padding."""
+    return (
+        plan.target.policy == "entry"
+        and bool(plan.functions)
+        and all(f.function.entry.kind == "hotpatch" for f in plan.functions)
+        and all(
+            site.now in (f.function.entry.before, f.function.entry.pad_before)
+            for f in plan.functions
+            for site in f.sites
+        )
+        and not plan.restores
+        and not plan.replaces
+    )
+
+
 def _prepare_all(context: Context, plans: Sequence[Plan], hotpatch: Hotpatch, done: list[Prepared]) -> None:
     """Prepare every plan; what is ``done`` is there for the caller to undo, whatever happens."""
     process, limits = context.process, context.limits
     order = max((item.order for item in context.ledgers()), default=0)
-    unwinder = unwinding.find(context.modules) if any(p.target.unwind for p in plans) else None
-    scope: Scope | None = None
+    unwinder = context.unwinder()
     for number, one in enumerate(plans, 1):
-        if one.target.unwind and one.target.unwind.throws and unwinder is None:
-            raise EngineError(
-                f"process {process.pid}: exceptions may pass through the new code, and no unwinder (libgcc_s) is "
-                "loaded to register it with: restart the process with a fixed build"
-            )
-        addresses = []
-        if one.target.imports:
-            # A resolver runs before anything else of a program is set up: it can neither lock nor allocate.
-            scope = scope or Scope(context.modules, lambda at: process.call(at, (), lambda t: t.complete, limits.call))
-            addresses = [scope.address(wanted) for wanted in one.target.imports]
-        registers = one.target.unwind is not None and unwinder is not None
-        done.append(prepare(process, one, hotpatch, addresses, registers, order + number))
+        registers = unwinder.wanted(one.target)
+        addresses = system.addresses(context.modules, one.target.imports, limits.call)
+        done.append(prepare(process, one, hotpatch, addresses, unwinder if registers else None, order + number))
         point("prepared")
         ledger = done[-1].ledger
-        if registers and unwinder is not None and not ledger.flags & ledgers_of.FLAG_UNWIND:
-            ledger = unwinding.register(context.modules, context.safe, unwinder, ledger, limits.call)
+        if registers and not ledger.flags & ledgers_of.FLAG_UNWIND:
+            ledger = unwinder.register(ledger)
             done[-1] = Prepared(one, ledger, done[-1].fresh)
             point("registered")
 
@@ -179,9 +208,14 @@ def _apply(process: Process, hotpatch: Hotpatch, files: Files, limits: Limits, d
         _prepare_all(context, plans, hotpatch, prepared)
         for item in prepared:
             context.call_hook(item.ledger, "before_apply")
-        check = StackCheck(_ranges(prepared), context.modules.frames_at)
-        coroutines.wait_until_clear(process, context.modules, check, limits.busy)
-        seconds, outcome.attempts = until_idle(context, check, _Commit(process, prepared), limits)
+        commit = _Commit(process, prepared)
+        seconds = 0.0
+        if all(needs_no_stop(item.plan) for item in prepared):
+            commit.running()
+        else:
+            check = StackCheck(_ranges(prepared), context.modules.frames_at)
+            system.wait_until_clear(process, context.modules, check, limits.busy)
+            seconds, outcome.attempts = until_idle(context, check, commit, limits)
     except ProcessGone:
         raise
     except BaseException:

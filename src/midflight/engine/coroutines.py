@@ -8,6 +8,7 @@ ucontext    swapcontext(3) leaves a structure with every register that a caller 
 others      boost.context, libco, libaco, and whoever combines ucontext with setjmp, have no common structure: any word
             in memory outside the threads' stacks that is an address inside the replaced code counts, but for its
             beginning: tables of callbacks hold that, and who starts there is led to the new code
+fibers      those of Windows: as the others (``fibers``)
 
 A coroutine that enters replaced code between the search and the stop goes on in the old version, which stays in memory.
 """
@@ -18,7 +19,9 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 
+from midflight.engine import fibers
 from midflight.engine.modules import Module, Modules
+from midflight.engine.pemodules import PeModules
 from midflight.engine.stackcheck import StackCheck
 from midflight.errors import EngineError, ProcessError, ProcessGone
 from midflight.image.elf import ElfFile
@@ -60,6 +63,8 @@ def _names(elf: ElfFile) -> bytes:
 def runtime(modules: Modules) -> tuple[str, tuple[Module, ...]] | None:
     """The coroutine runtime of a process and, for ucontext alone, the modules that switch with it; None: it has
     none."""
+    if isinstance(modules, PeModules):
+        return fibers.runtime(modules)
     users: list[Module] = []
     jumps = False
     images = [(module, modules.image(module)) for module in modules.all]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from midflight.engine import ledger as ledgers_of
 from midflight.engine.ledger import PAGE, Ledger
 from midflight.engine.prepare import intact
-from midflight.errors import ProcessError
+from midflight.errors import ImageError, ProcessError
 from midflight.process.model import Mapping, Process
 
 # Made by the kernel for every process; nobody can write there.
@@ -112,6 +112,9 @@ class _Check:
 
     def file(self, m: Mapping) -> None:
         """One mapping of a file."""
+        if self.process.images == "pe":
+            self._pe(m)
+            return
         try:
             handle = os.open(self.process.module_path(m), os.O_RDONLY | os.O_CLOEXEC)
         except (OSError, ProcessError) as error:
@@ -126,6 +129,19 @@ class _Check:
                     self._compare(at, disk, m.path)
         finally:
             os.close(handle)
+
+    def _pe(self, m: Mapping) -> None:
+        """The same for a part of a PE image; what is compared with is relocated first."""
+        from midflight.engine.pedisk import open_disk_image
+        from midflight.engine.pemodules import identity
+
+        base = m.start - m.offset
+        try:
+            with open_disk_image(self.process.module_path(m), base, identity(self.process, base)) as disk:
+                for at in range(m.start, m.end, _CHUNK):
+                    self._compare(at, disk.read(at - base, min(_CHUNK, m.end - at)), m.path)
+        except (OSError, ImageError) as error:
+            self.unreadable.append(f"{m.path} at {m.start:#x} cannot be compared with its file: {error}")
 
     def _compare(self, start: int, disk: bytes, path: str) -> None:
         found = self.process.read(start, len(disk))
@@ -147,7 +163,9 @@ class _Check:
 
     def anonymous(self, m: Mapping) -> None:
         """One mapping without a file: ours, or unexplained."""
-        segments = [s for ledger in self.ledgers for s in ledger.record.segments if s.kind in ("code", "island")]
+        segments = [
+            s for ledger in self.ledgers for s in ledger.record.segments if s.kind in ("code", "island", "calls")
+        ]
         at = m.start
         for segment in sorted((s for s in segments if m.start <= s.address < m.end), key=lambda s: s.address):
             if segment.address > at:

@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from midflight.engine import ledger as ledgers_of
 from midflight.engine.ledger import Ledger
-from midflight.engine.modules import Files, Modules
+from midflight.engine.modules import Files
 from midflight.engine.plan import Hotpatch
+from midflight.engine.system import build_id_of, modules_of
 from midflight.errors import MidflightError, ProcessGone
 from midflight.process.model import Mapping, Process
 
@@ -38,11 +39,13 @@ class BuildIds:
 
     def of(self, process: Process, mapping: Mapping) -> str | None:
         """The build-id of the file behind a mapping; None when it has none or cannot be read."""
+        if process.images == "pe":
+            # It is read from memory; a file may have been renamed, and another be there now.
+            return build_id_of(process, mapping, self._files)
         key = (mapping.device, mapping.inode, mapping.path)
         if key not in self._known:
             try:
-                _, elf = self._files.image(process, mapping)
-                self._known[key] = elf.build_id if elf is not None else None
+                self._known[key] = build_id_of(process, mapping, self._files)
             except MidflightError:
                 return None
         return self._known[key]
@@ -77,7 +80,7 @@ def scan(processes: Iterable[Process], hotpatch: Hotpatch, files: Files) -> Iter
     targets = {t.build_id: t for t in hotpatch.manifest.targets}
     for process, mappings in users(processes, set(targets), files):
         try:
-            modules = Modules(process, process.maps(), files)
+            modules = modules_of(process, process.maps(), files)
             ledgers = find_ledgers(process)
             for build_id, target in targets.items():
                 if modules.with_build_id(build_id):

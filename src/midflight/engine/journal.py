@@ -1,14 +1,16 @@
 """The journal: announces memory in a target before it exists, so that it can be found before it carries a ledger.
 
-One small file a transaction, below ``/run/midflight`` (or ``XDG_RUNTIME_DIR`` for a user who is not root), written
+One small file a transaction, in the run folder (``midflight.process.places``), written
 before the memory is mapped and removed when the ledger stands. What a killed engine leaves here is what ``recover``
 unmaps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from midflight.errors import EngineError
+from midflight.process import places
+from midflight.process.filelock import is_locked, try_lock
 from midflight.process.model import Mapping
 
 
@@ -40,6 +44,9 @@ class Announcement:
         found = [m for m in maps if m.start < address + size and m.end > address]
         if not found or found[0].start != address or found[-1].end != address + size:
             return False
+        if all(m.allocation == address for m in found):
+            # On Windows one allocation is one announcement; what is being written may be open to writing.
+            return size > 0 and not any(m.path or (m.writable and m.executable) for m in found)
         at = address
         expected = []
         for part, protection in parts:
@@ -63,12 +70,7 @@ def _protection(m: Mapping) -> str:
 
 def folder() -> Path:
     """Where announcements lie. ``MIDFLIGHT_RUN`` overrides it."""
-    given = os.environ.get("MIDFLIGHT_RUN")
-    if given:
-        return Path(given)
-    if os.geteuid() == 0:
-        return Path("/run/midflight")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/midflight-{os.geteuid()}") / "midflight"
+    return places.run_folder()
 
 
 def _path(announcement: Announcement) -> Path:
@@ -77,6 +79,9 @@ def _path(announcement: Announcement) -> Path:
 
 
 def _make_folder(path: Path) -> None:
+    if sys.platform == "win32":
+        places.make_closed_folder(path)
+        return
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.stat().st_uid != os.geteuid():
         raise EngineError(f"{path} belongs to somebody else: set MIDFLIGHT_RUN to a folder of your own")
@@ -121,16 +126,16 @@ def announced() -> Iterator[Announcement]:
 
 def _open_locked(path: Path) -> int | None:
     """A handle that holds the lock; None while another engine has it, or has just removed the file."""
-    import fcntl
-
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The name must still be this file's: whoever held it before removes it when done.
-        if os.fstat(handle).st_ino == path.stat().st_ino:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    except PermissionError:
+        if sys.platform == "win32" and path.parent.is_dir():
+            return None  # just being removed
+        raise
+    # The name must still be this file's: whoever held it before removes it when done.
+    with contextlib.suppress(OSError):
+        if try_lock(handle) and os.fstat(handle).st_ino == path.stat().st_ino:
             return handle
-    except (BlockingIOError, FileNotFoundError):
-        pass
     os.close(handle)
     return None
 
@@ -155,23 +160,24 @@ def lock(pid: int, start_time: int, timeout: float = 10.0) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
+        if sys.platform == "win32":
+            # A file that is open cannot be removed there; one that somebody else has opened meanwhile stays.
+            os.close(handle)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        else:
+            path.unlink(missing_ok=True)
+            os.close(handle)
 
 
 def held(pid: int, start_time: int) -> bool:
     """Whether an engine works on the process at this moment."""
-    import fcntl
-
     try:
-        handle = os.open(folder() / f"{pid}-{start_time}.lock", os.O_RDWR | os.O_CLOEXEC)
+        handle = os.open(folder() / f"{pid}-{start_time}.lock", os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
+        return is_locked(handle)
     finally:
         os.close(handle)
 

@@ -12,6 +12,7 @@ fixed header (little endian) holds what changes; the body, JSON compressed with 
     112 u64  reverted at        120 u64  stopped for, by the revert
     128 u64  flags              bit 0: the payload's unwind data is (about to be) registered
                                 bit 1: and about to be taken back
+                                bit 2: and the system has said that it is (PE)
 
 The header is the same for ever; a later format may add fields after offset 136 and keys to the body.
 """
@@ -40,6 +41,7 @@ _REVERTED_OFFSET = 112
 FLAGS_OFFSET = 128
 FLAG_UNWIND = 1
 FLAG_DEREGISTERING = 2
+FLAG_REGISTERED = 4
 _HEADER = struct.Struct("<16sIIQQQQ32sQQQQQQ")
 _U64 = struct.Struct("<Q")
 _LARGEST_BODY = 16 << 20
@@ -112,9 +114,10 @@ class Record:
     symbols: tuple[tuple[str, int, int], ...]
     """(name, address, size)"""
     unwind: tuple[int, int] | None
-    """(address, size) of .eh_frame"""
+    """(address, size) of .eh_frame; of a PE image, of the table of functions"""
     unwind_object: int | None
-    """Address of the unwinder's own record, in the writable page behind the payload."""
+    """Address of the unwinder's own record, in the writable page behind the payload; of a PE image, of the code there
+    that registers the payload."""
     hooks: tuple[tuple[str, int], ...]
     replaces: tuple[int, ...]
     """Bases of the ledgers that this one replaces."""
@@ -269,8 +272,13 @@ def parse(base: int, header: bytes, body_of: Any) -> Ledger:
 
 def _candidates(maps: Iterable[Mapping]) -> Iterable[tuple[int, int]]:
     for m in maps:
-        if m.readable and not m.writable and not m.executable and m.private and not m.inode and not m.path:
+        if not m.readable or m.executable or not m.private or m.inode or m.path:
+            continue
+        if not m.writable:
             yield m.start, min(m.end, m.start + _PAGES_SEARCHED * PAGE)
+        elif m.start == m.allocation:
+            # On Windows a ledger is writable for the moment of a change; an engine that is killed then leaves it so.
+            yield m.start, m.start + PAGE
 
 
 def find(process: Process, maps: Iterable[Mapping] | None = None) -> list[Ledger]:

@@ -66,9 +66,15 @@ def _value(relocation: Relocation, base: int, bias: int, imports: Sequence[int])
     return bias + relocation.target + relocation.addend
 
 
-def _field(relocation: Relocation, at: int, value: int, islands: Islands | None) -> bytes:
+def _field(relocation: Relocation, at: int, value: int, base: int, islands: Islands | None) -> bytes:
     if relocation.form == "abs64":
         return struct.pack("<Q", value & (1 << 64) - 1)
+    if relocation.form == "rva32":
+        # Unwind information counts from the beginning of the payload, and never backwards.
+        value -= base
+        if 0 <= value < 1 << 32:
+            return struct.pack("<I", value)
+        raise EngineError(f"what payload offset {relocation.offset:#x} refers to is not in the payload")
     if relocation.form == "pc32":
         encoded = rel32(at, value)
         if encoded is None and relocation.branch and islands is not None:
@@ -102,7 +108,7 @@ def link(
                 continue
             within = relocation.offset - segment.offset
             value = _value(relocation, base, bias, imports)
-            encoded = _field(relocation, base + relocation.offset, value, islands)
+            encoded = _field(relocation, base + relocation.offset, value, base, islands)
             if len(contents) < within + len(encoded):
                 contents.extend(bytes(within + len(encoded) - len(contents)))
             contents[within : within + len(encoded)] = encoded

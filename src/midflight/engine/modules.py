@@ -167,11 +167,12 @@ class Modules:
                 return candidate
         return None
 
-    def add_payload(self, start: int, end: int, eh_frame: tuple[int, int]) -> None:
-        """Make code of a hotpatch known: [start, end) unwinds by the .eh_frame at (address, size) in the process."""
+    def add_payload(self, start: int, end: int, eh_frame: tuple[int, int], base: int) -> None:
+        """Make code of a hotpatch known: [start, end) unwinds by the .eh_frame at (address, size) in the process.
+        ``base`` is where the whole payload begins."""
         self._payloads[start] = (end, eh_frame)
 
-    def frames_at(self, address: int) -> unwind.Module | None:
+    def frames_at(self, address: int) -> unwind.Unwinds | None:
         """How to unwind the code at ``address``; None when nothing describes it."""
         module = self.at(address)
         if module is not None:

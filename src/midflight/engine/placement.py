@@ -36,8 +36,11 @@ def holes(maps: Sequence[Mapping]) -> list[tuple[int, int]]:
     return result
 
 
-def candidates(maps: Sequence[Mapping], image: tuple[int, int], size: int, reach: int = REACH) -> Iterator[int]:
-    """Addresses for ``size`` bytes within reach of every byte of ``image`` (start, end), the nearest first."""
+def candidates(
+    maps: Sequence[Mapping], image: tuple[int, int], size: int, reach: int = REACH, unit: int = PAGE
+) -> Iterator[int]:
+    """Addresses for ``size`` bytes within reach of every byte of ``image`` (start, end), the nearest first; all are
+    multiples of ``unit``."""
     start, end = image
     lowest, highest = max(_LOWEST, end - reach), min(_HIGHEST, start + reach)
     if end <= 1 << 31:
@@ -46,10 +49,10 @@ def candidates(maps: Sequence[Mapping], image: tuple[int, int], size: int, reach
     found = []
     for low, high in holes(maps):
         low, high = max(low, lowest), min(high, highest)
-        low, high = -(-low // PAGE) * PAGE, high // PAGE * PAGE
+        low, high = -(-low // unit) * unit, high // PAGE * PAGE
         if high - low < size:
             continue
-        for at in {low, high - size}:
+        for at in {low, (high - size) // unit * unit}:
             distance = start - at if at < start else at - end
             # Below the image nothing of the program grows: take that at an equal price.
             found.append((distance + (0 if at < start else PAGE), at))

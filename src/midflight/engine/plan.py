@@ -53,7 +53,8 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class FunctionPlan:
-    """One function: its manifest row, and its sites in writing order (the padding of a short entry comes first)."""
+    """One function: its manifest row, and its sites in writing order (the padding of a short or hotpatch entry comes
+    first)."""
 
     function: Function
     sites: tuple[Site, ...]
@@ -141,7 +142,7 @@ def _sites(
 ) -> tuple[Site, ...]:
     entry = function.entry
     wanted = [(entry.vaddr, entry.before)]
-    if entry.kind == "short" and entry.pad_vaddr is not None and entry.pad_before is not None:
+    if entry.kind in ("short", "hotpatch") and entry.pad_vaddr is not None and entry.pad_before is not None:
         wanted.insert(0, (entry.pad_vaddr, entry.pad_before))
     sites = []
     for vaddr, expected in wanted:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from midflight import __version__
-from midflight.engine import journal, placement
+from midflight.engine import journal, placement, system
 from midflight.engine.ledger import (
     FLAG_DEREGISTERING,
     FLAG_UNWIND,
@@ -24,7 +24,6 @@ from midflight.engine.ledger import (
 )
 from midflight.engine.linker import Islands, LinkedSegment, link, rel32
 from midflight.engine.plan import FunctionPlan, Hotpatch, Plan
-from midflight.engine.unwinding import registered
 from midflight.errors import EngineError, ProcessError
 from midflight.process.faults import point
 from midflight.process.model import AddressTaken, Process, Protection
@@ -46,8 +45,9 @@ class Prepared:
 
 def who() -> str:
     """The person (or service) that this transaction is noted for: user@host."""
-    user = os.environ.get("SUDO_USER") or os.environ.get("LOGNAME") or os.environ.get("USER") or f"uid {os.geteuid()}"
-    return f"{user}@{os.uname().nodename}"
+    names = (os.environ.get(name) for name in ("SUDO_USER", "LOGNAME", "USER", "USERNAME"))
+    user = next((name for name in names if name), None) or f"uid {os.geteuid() if hasattr(os, 'geteuid') else '?'}"
+    return f"{user}@{os.uname().nodename if hasattr(os, 'uname') else os.environ.get('COMPUTERNAME', '?')}"
 
 
 def _pages(size: int) -> int:
@@ -86,6 +86,8 @@ class _Layout:
     payload: int
     islands: Islands | None
     unwind_object: int | None
+    calls: bytes
+    """Code that the page behind the payload holds; empty: it is the unwinder's own, to write to."""
 
 
 def _record(
@@ -114,6 +116,12 @@ def _record(
     if layout.islands is not None:
         whole = bytes(layout.islands.contents).ljust(PAGE, b"\0")
         mapped.append(MappedSegment("island", layout.islands.base, PAGE, hashlib.sha256(whole).hexdigest()))
+    if layout.calls and layout.unwind_object is not None:
+        mapped.append(
+            MappedSegment(
+                "calls", layout.unwind_object, PAGE, hashlib.sha256(layout.calls.ljust(PAGE, b"\0")).hexdigest()
+            )
+        )
     unwind = target.unwind
     return Record(
         name=manifest.name,
@@ -140,7 +148,12 @@ def _record(
 
 
 def _assemble(
-    plan: Plan, hotpatch: Hotpatch, region: int, islands_at: int | None, imports: Sequence[int], unwinder: bool
+    plan: Plan,
+    hotpatch: Hotpatch,
+    region: int,
+    islands_at: int | None,
+    imports: Sequence[int],
+    unwinder: system.Unwinder | None,
 ) -> tuple[_Layout, Record, tuple[LinkedSegment, ...]]:
     """Link the payload for one place. The ledger's own size depends on its contents, which name the place."""
     span = max(_pages(s.offset + s.size) for s in plan.target.segments)
@@ -148,8 +161,10 @@ def _assemble(
     while True:
         islands = Islands(islands_at, PAGE) if islands_at is not None else None
         base = region + header
-        record_at = base + span if unwinder else None
-        layout = _Layout(region, header + span + (PAGE if unwinder else 0), base, islands, record_at)
+        unwind = plan.target.unwind if unwinder else None
+        record_at = base + span if unwind else None
+        calls = unwinder.calls(base + unwind.offset, unwind.size, base) if unwinder and unwind else b""
+        layout = _Layout(region, header + span + (PAGE if unwind else 0), base, islands, record_at, calls)
         segments = link(plan.target, plan.payload, base, plan.module.bias, imports, islands)
         record = _record(plan, hotpatch, layout, segments, islands)
         if islands is not None:
@@ -161,8 +176,8 @@ def _assemble(
         header = needed
 
 
-def _region_size(plan: Plan, hotpatch: Hotpatch, imports: Sequence[int], unwinder: bool) -> int:
-    near = plan.module.start & ~(PAGE - 1)
+def _region_size(plan: Plan, hotpatch: Hotpatch, imports: Sequence[int], unwinder: system.Unwinder | None) -> int:
+    near = plan.module.start & -PAGE
     return _assemble(plan, hotpatch, near, near, imports, unwinder)[0].size + PAGE
 
 
@@ -175,7 +190,7 @@ def _parts(plan: Plan, layout: _Layout) -> tuple[tuple[int, Protection], ...]:
         parts.append((_pages(segment.size), _PROTECTION[segment.kind]))
         at = segment.offset + _pages(segment.size)
     if layout.unwind_object is not None:
-        parts.append((PAGE, "rw"))
+        parts.append((PAGE, "rx" if layout.calls else "rw"))
     return tuple(parts)
 
 
@@ -203,6 +218,8 @@ def _fill(process: Process, layout: _Layout, record: Record, segments: Sequence[
         point("segment-written")
     if layout.islands is not None:
         process.write(layout.islands.base, bytes(layout.islands.contents))
+    if layout.calls and layout.unwind_object is not None:
+        process.write(layout.unwind_object, layout.calls)
     ledger = build(record, layout.size, order)
     # The magic comes last: a region is a ledger's when everything in it is there.
     process.write(layout.region + 16, ledger[16:])
@@ -216,17 +233,23 @@ def _places(process: Process, plan: Plan, size: int) -> list[tuple[int, int | No
     """(region, islands) to try: near the image, or far away with islands near it."""
     maps = process.maps()
     image = (plan.module.start, plan.module.end)
-    near = list(placement.candidates(maps, image, size))[:_ATTEMPTS]
+    unit = process.granularity
+    near = list(placement.candidates(maps, image, size, unit=unit))[:_ATTEMPTS]
     if near:
         return [(region, None) for region in near]
-    far = list(placement.candidates(maps, image, size, _ANYWHERE))[:_ATTEMPTS]
-    islands = placement.candidates(maps, image, PAGE)
+    far = list(placement.candidates(maps, image, size, _ANYWHERE, unit))[:_ATTEMPTS]
+    islands = placement.candidates(maps, image, PAGE, unit=unit)
     places: list[tuple[int, int | None]] = [(region, island) for island in islands for region in far]
     return places[:_ATTEMPTS]
 
 
 def prepare(
-    process: Process, plan: Plan, hotpatch: Hotpatch, imports: Sequence[int], unwinder: bool, order: int
+    process: Process,
+    plan: Plan,
+    hotpatch: Hotpatch,
+    imports: Sequence[int],
+    unwinder: system.Unwinder | None,
+    order: int,
 ) -> Prepared:
     """Bring the payload and its ledger into the process; nothing leads there yet.
 
@@ -263,7 +286,9 @@ def prepare(
     )
 
 
-def _again(process: Process, plan: Plan, hotpatch: Hotpatch, imports: Sequence[int], unwinder: bool) -> Ledger | None:
+def _again(
+    process: Process, plan: Plan, hotpatch: Hotpatch, imports: Sequence[int], unwinder: system.Unwinder | None
+) -> Ledger | None:
     """Memory of an earlier life of this hotpatch, when it is exactly what would be made now."""
     old = plan.retired
     if old is None:
@@ -276,7 +301,7 @@ def _again(process: Process, plan: Plan, hotpatch: Hotpatch, imports: Sequence[i
     same = replace(record, by=old.record.by, engine=old.record.engine)
     if layout.size != old.size or same != old.record or not intact(process, old):
         return None
-    if old.flags & FLAG_DEREGISTERING or (old.flags & FLAG_UNWIND and not registered(process, old)):
+    if old.flags & FLAG_DEREGISTERING or (old.flags & FLAG_UNWIND and not system.registered(process, old)):
         # An engine was killed around the registration: what the unwinder knows is not for us to guess.
         return None
     return old

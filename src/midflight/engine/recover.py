@@ -33,13 +33,19 @@ def recover(process: Process, files: Files, limits: Limits) -> Outcome:
     outcome = Outcome(process.pid, process.start_time, "failed")
     try:
         with journal.lock(process.pid, process.start_time):
+            released = process.release_left()
             reason = process.untouchable()
             if reason and (ledgers_of.find(process) or _announced(process)):
                 raise EngineError(reason)
             if reason:
                 outcome.outcome, outcome.reason = "nothing", reason
                 return outcome
-            return recover_process(Context(process, files, limits))
+            outcome = recover_process(Context(process, files, limits))
+            if released:
+                said = f"let {released} threads go that were held still"
+                outcome.reason = said if outcome.outcome == "nothing" else f"{said}; {outcome.reason}"
+                outcome.outcome = "recovered"
+            return outcome
     except MidflightError as error:
         settle(outcome, process, error)
     return outcome

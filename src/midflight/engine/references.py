@@ -24,9 +24,30 @@ def _writable(maps: Sequence[Mapping], skip: Sequence[tuple[int, int]]) -> Itera
             yield m
 
 
-def referred_to(process: Process, ranges: Sequence[Range], skip: Sequence[tuple[int, int]]) -> bool:
+# What a system's own record of a registered payload takes at most, before and behind its pointer to the table.
+_RECORD = 64
+
+
+def _without_records(data: bytes, table: int) -> bytes:
+    """Memory without the records that the system keeps of unwind data at ``table``: where that is, begin and end of the
+    payload stand beside it (the function tables of Windows)."""
+    word = table.to_bytes(8, "little")
+    at = data.find(word)
+    if at == -1:
+        return data
+    masked = bytearray(data)
+    while at != -1:
+        low, high = max(0, at - _RECORD), min(len(data), at + 8 + _RECORD)
+        masked[low:high] = bytes(high - low)
+        at = data.find(word, at + 8)
+    return bytes(masked)
+
+
+def referred_to(
+    process: Process, ranges: Sequence[Range], skip: Sequence[tuple[int, int]], table: int | None = None
+) -> bool:
     """Whether writable memory outside of ``skip`` holds an address in one of ``ranges``; True when that is too costly
-    to know."""
+    to know. What stands beside the address ``table`` is the system's record of it, and does not count."""
     search = StackCheck(ranges, lambda _: None)
     left = _BUDGET
     for m in _writable(process.maps(), skip):
@@ -39,6 +60,6 @@ def referred_to(process: Process, ranges: Sequence[Range], skip: Sequence[tuple[
             except ProcessError:
                 # A mapping that has just gone, or a device: what cannot be read cannot be excluded.
                 return True
-            if search.mentions(at, data):
+            if search.mentions(at, data) and (table is None or search.mentions(at, _without_records(data, table))):
                 return True
     return False

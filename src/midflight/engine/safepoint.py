@@ -105,7 +105,7 @@ class SafePoint:
     def _function_start(self, at: int) -> int:
         """Link-time address of the function that ``at`` is in."""
         found = self._modules.frames_at(at)
-        frame = found.table.find(at - found.bias) if found else None
+        frame = found.extent(at - found.bias) if found else None
         return frame.start if frame else -1
 
     def _addresses(self, module: Module, names: tuple[str, ...]) -> frozenset[int]:

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from midflight.image.unwind import Module, walk
+from midflight.image.unwind import Unwinds, walk
 from midflight.process.model import RIP, Thread
 
 _BLOCK = 16
@@ -67,7 +67,7 @@ class StackCheck:
     ``frames_at`` says how to unwind the code at an address, or None.
     """
 
-    def __init__(self, ranges: Iterable[Range], frames_at: Callable[[int], Module | None]) -> None:
+    def __init__(self, ranges: Iterable[Range], frames_at: Callable[[int], Unwinds | None]) -> None:
         self._ranges = _disjoint(ranges)
         self._starts = [r.start for r in self._ranges]
         blocks = {b for r in self._ranges for b in range(r.start >> _BLOCK, ((r.end - 1) >> _BLOCK) + 1)}

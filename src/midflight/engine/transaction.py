@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from midflight.engine import ledger as ledgers_of
-from midflight.engine import unwinding
+from midflight.engine import system, unwinding
 from midflight.engine.ledger import Ledger, State, Write
 from midflight.engine.modules import Files, Modules
 from midflight.engine.plan import lost
@@ -25,6 +25,8 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.0005, 0.05
 _STEP_OUT_AFTER = 2
 _FIRST_STEP, _LONGEST_STEP = 0.002, 0.05
 _PAUSES = (0.001, 0.004, 0.016)
+PAYLOAD = ("code", "rodata", "data")
+"""Segments of the payload itself; the others are ours: jumps to far places, calls of the system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +81,26 @@ class Context:
         self.process = process
         self.limits = limits
         self.maps = process.maps()
-        self.modules = Modules(process, self.maps, files)
+        self.modules: Modules = system.modules_of(process, self.maps, files)
         self.safe = SafePoint(
             self.modules,
             lambda module: unwinding.is_loader(self.modules, module),
             lambda module: unwinding.is_unwinder(self.modules, module),
         )
 
+    def unwinder(self) -> system.Unwinder:
+        """How payloads become known to the unwinder of the process."""
+        return system.Unwinder(self.modules, self.safe, self.limits.call)
+
     def ledgers(self) -> list[Ledger]:
         """The ledgers of the process, now; their code can be unwound from then on."""
         found = ledgers_of.find(self.process)
         for ledger in found:
+            base = min((s.address for s in ledger.record.segments if s.kind in PAYLOAD), default=0)
             for segment in ledger.record.segments:
                 if segment.kind == "code" and ledger.record.unwind is not None:
-                    self.modules.add_payload(segment.address, segment.address + segment.size, ledger.record.unwind)
+                    end = segment.address + segment.size
+                    self.modules.add_payload(segment.address, end, ledger.record.unwind, base)
         return found
 
     def call_hook(self, ledger: Ledger, name: str) -> None:
@@ -170,7 +178,7 @@ def code_of(ledgers: Sequence[Ledger]) -> list[Range]:
         Range(s.address, s.address + s.size, ledger.record.name)
         for ledger in ledgers
         for s in ledger.record.segments
-        if s.kind in ("code", "island")
+        if s.kind in ("code", "island", "calls")
     ]
 
 
@@ -180,7 +188,7 @@ def give_back(context: Context, ledger: Ledger) -> bool:
     ledger = ledgers_of.set_state(context.process, ledger, State.RETIRED)
     if ledger.flags & ledgers_of.FLAG_UNWIND:
         try:
-            unwinding.deregister(context.modules, context.safe, ledger, context.limits.call)
+            context.unwinder().deregister(ledger)
         except MidflightError:
             return False
     discard(context.process, ledger)
@@ -220,7 +228,8 @@ def _give_back(context: Context, ledger: Ledger, idle: bool) -> bool:
     for wait in _PAUSES:
         if idle:
             own = [(ledger.base, ledger.base + ledger.size)]
-            return not referred_to(context.process, code, own) and give_back(context, ledger)
+            table = ledger.record.unwind[0] if context.process.images == "pe" and ledger.record.unwind else None
+            return not referred_to(context.process, code, own, table) and give_back(context, ledger)
         time.sleep(wait)
         with context.process.stop(context.limits.stop) as stopped:
             idle = not region.busy(stopped.threads)

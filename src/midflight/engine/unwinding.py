@@ -135,7 +135,7 @@ def deregister(modules: Modules, safe: SafePoint, ledger: Ledger, timeout: float
 
 def _on_its_way(modules: Modules, unwinder: Unwinder, timeout: float) -> bool:
     found = modules.frames_at(unwinder.register)
-    frame = found.table.find(unwinder.register - found.bias) if found else None
+    frame = found.extent(unwinder.register - found.bias) if found else None
     if found is None or frame is None:
         return True
     inside = Range(found.bias + frame.start, found.bias + frame.end, "the registration of unwind data")

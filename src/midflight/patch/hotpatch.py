@@ -33,6 +33,10 @@ MAX_STATEMENT = 64 << 10
 MAX_SYMBOLS = 16 << 20
 """Largest symbols member, in bytes."""
 
+# What Windows alone has, and what it has not.
+_BINARY, _CLOSED = getattr(os, "O_BINARY", 0), getattr(os, "O_CLOEXEC", 0)
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)
+
 _TRUST = "give the public key of its author with --trust, if you know whose it is"
 _AGAIN = "get the file again from where it was published, or build it again with midflight build"
 
@@ -288,7 +292,7 @@ def _read(path: str | Path) -> bytes:
     """The whole file, if it is a regular one of an allowed size."""
     try:
         # Not blocking, so that a named pipe in its place cannot hold us up.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | _BINARY | _CLOSED | _AT_ONCE)
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise PatchFileError(f"{path} is not a regular file; give the path of a hotpatch file")
@@ -306,7 +310,7 @@ def _write(path: str | Path, data: bytes) -> None:
     final = Path(path)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY | _CLOSED, 0o644)
         try:
             with open(descriptor, "wb") as file:
                 file.write(data)
@@ -317,11 +321,12 @@ def _write(path: str | Path, data: bytes) -> None:
             with suppress(OSError):
                 temporary.unlink()
             raise
-        directory = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        if hasattr(os, "O_DIRECTORY"):  # elsewhere a rename is on disk when it returns
+            directory = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "impossible file name"
         raise PatchFileError(f"cannot write hotpatch {path!s}: {reason}; check the directory and its space") from None

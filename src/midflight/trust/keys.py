@@ -216,7 +216,7 @@ def _pem_body(content: bytes, label: bytes) -> bytes | None:
 def _read(path: str | Path) -> tuple[bytes, int]:
     """Content and permission bits of a key file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb") as file:
             mode = os.fstat(descriptor).st_mode
             if not stat.S_ISREG(mode):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 from midflight.errors import InputError
@@ -30,6 +31,8 @@ def folder() -> Path:
     """Where the keys of this machine (for root) or of this user are."""
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE]).absolute()
+    if sys.platform == "win32":
+        return Path(os.environ.get("PROGRAMDATA") or r"C:\ProgramData") / "Midflight"
     if os.geteuid() == 0:
         return Path("/etc/midflight")
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "midflight"
@@ -66,6 +69,8 @@ def trusted_keys() -> tuple[PublicKey, ...]:
     """
     place = folder() / "trust.d"
     files = sorted(place.glob("*.pub"))
+    if sys.platform == "win32" and files:
+        raise InputError(f"who can change {place} is not looked at on Windows: name the key with --trust {files[0]}")
     for path in (place, *files) if files else ():
         state = path.stat()
         if state.st_uid not in (0, os.geteuid()) or state.st_mode & _OPEN:
