@@ -82,6 +82,20 @@ def pack_standard_library(out: Path) -> None:
     (out / "python311._pth").write_text("python311.zip\n.\nLib\\site-packages\nimport site\n")
 
 
+def forward_stable_interface(out: Path) -> None:
+    """Build python3.dll, which extension modules of the stable interface load: every name leads to python311.dll, as
+    in CPython's own PC/python3dll.c."""
+    from midflight.image.pe import PeFile
+
+    with PeFile.open(out / "python311.dll") as core:
+        names = sorted({export.name for export in core.exports if export.name})
+    definitions = out / "python3.def"
+    definitions.write_text("LIBRARY python3\nEXPORTS\n" + "".join(f"{name} = python311.{name}\n" for name in names))
+    command = ["x86_64-w64-mingw32-gcc", "-shared", "-nostdlib", "-Wl,-e,0", "-o", str(out / "python3.dll")]
+    subprocess.run([*command, str(definitions)], check=True)
+    definitions.unlink()
+
+
 def main() -> None:
     """Build it, unless it is there."""
     done = HOME / "stamp"
@@ -95,6 +109,7 @@ def main() -> None:
     unpack(wheels, out)
     shutil.rmtree(wheels)
     pack_standard_library(out)
+    forward_stable_interface(out)
     compiler = ["x86_64-w64-mingw32-gcc", "-O2", "-s", "-municode", "-o", str(out / "python.exe"), str(LAUNCHER)]
     subprocess.run(compiler, check=True)
     done.write_text(stamp())
