@@ -76,6 +76,18 @@ class MemorySource(Source):
         return bytes(self._data[offset : offset + size])
 
 
+# What Windows alone has, and what it has not.
+_BINARY, _CLOSED, _AT_ONCE = (getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
+
+
+def _pread(descriptor: int, size: int, offset: int) -> bytes:
+    """As os.pread, which Windows does not have; the file's position is of no use to anybody."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
+
+
 class FileSource(Source):
     """A regular file, opened once."""
 
@@ -83,7 +95,7 @@ class FileSource(Source):
         shown = printable(name if name is not None else os.fspath(path))
         try:
             # O_NONBLOCK: a FIFO must not hold us up before we know what it is.
-            self._fd = os.open(Path(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._fd = os.open(Path(path), os.O_RDONLY | _CLOSED | _AT_ONCE | _BINARY)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "bad path"
             raise ImageError(f"{shown}: cannot be opened: {reason}") from None
@@ -97,7 +109,7 @@ class FileSource(Source):
         parts = []
         while size:
             try:
-                part = os.pread(self._fd, size, offset)
+                part = _pread(self._fd, size, offset)
             except OSError as error:
                 raise ImageError(f"{self.name}: cannot be read: {error.strerror}") from None
             if not part:
