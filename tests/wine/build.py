@@ -26,6 +26,10 @@ RECIPES = (
     Recipe("stacked", "threads.exe", "answers3.c", ("answer",)),
     Recipe("hotpatch2", "hotprologue.exe", "answers2.c", BOTH, "hotpatch", policy="entry"),
     Recipe("core2", "core.dll", "core2.cpp", ("parse", "guarded"), compiler=CXX, flags=CXX_FLAGS),
+    Recipe("tiny", "odd.exe", "odd2.c", ("tiny",), "short"),
+    Recipe("forever", "odd.exe", "odd2.c", ("forever",)),
+    Recipe("lenient", "odd.exe", "odd2.c", ("forever",), policy="entry"),
+    Recipe("parked", "fibers.exe", "fibers2.c", ("parked",)),
     Recipe("hotstrict", "hotprologue.exe", "answers2.c", BOTH, "hotpatch"),
 )
 
@@ -47,6 +51,8 @@ def main() -> None:
     program("hotprologue.exe", "threads.c", HOT)
     program("core.dll", "core.cpp", "-shared", "-shared-libgcc", f"-Wl,--image-base,{CORE_BASE:#x}", compiler=CXX)
     program("host.exe", "host.c")
+    program("odd.exe", "odd.c")
+    program("fibers.exe", "fibers.c")
     for library in ("libstdc++-6.dll", "libgcc_s_seh-1.dll"):
         where = subprocess.run([CXX, f"-print-file-name={library}"], check=True, capture_output=True, text=True)
         shutil.copy(where.stdout.strip(), OUT / library)

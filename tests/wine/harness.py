@@ -2,15 +2,115 @@
 
 from __future__ import annotations
 
+import json
+import os
 import queue
 import subprocess
+import sys
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from midflight.engine import integrity, journal, ledger
+from midflight.engine.apply import apply
+from midflight.engine.ledger import State
+from midflight.engine.modules import Files
+from midflight.engine.revert import revert
+from midflight.engine.transaction import Limits, Outcome
+from midflight.patch.hotpatch import Hotpatch, read_hotpatch
+from midflight.process.windows import WindowsProcess
+from midflight.trust.keys import load_public_key
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "build" / "wine"
 PATIENCE = 60.0
 """Seconds before a target that says nothing is declared dead; far beyond what any machine needs."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One finished command."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Its JSON document."""
+        return json.loads(self.out)
+
+
+def midflight(*words: str | Path, status: int | None = 0, env: Mapping[str, str] | None = None) -> Ran:
+    """Run ``midflight``; fails unless it ends with ``status`` (None: any), and on any traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "midflight", *map(str, words)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **(env or {})},
+    )
+    ran = Ran(done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in ran.err, ran.err
+    assert status is None or ran.status == status, f"{words}: status {ran.status}\n{ran.out}\n{ran.err}"
+    return ran
+
+
+def hotpatch_file(name: str) -> Path:
+    """A hotpatch that ``tests.wine.build`` made."""
+    return PROGRAMS / f"{name}.hotpatch"
+
+
+TRUST = ("--trust", PROGRAMS / "test.pub")
+
+
+def load(name: str) -> Hotpatch:
+    """The same, read and verified."""
+    return read_hotpatch(hotpatch_file(name), [load_public_key(PROGRAMS / "test.pub")])
+
+
+def applied(target: Target, hotpatch: Hotpatch, limits: Limits | None = None) -> Outcome:
+    """Put it in, by the engine itself; it must work."""
+    with WindowsProcess(target.pid) as process, Files() as files:
+        outcome = apply(process, hotpatch, files, limits or Limits(busy=30))
+    assert outcome.outcome == "applied", outcome
+    return outcome
+
+
+def reverted(target: Target) -> Outcome:
+    """Take everything out; it must work."""
+    with WindowsProcess(target.pid) as process, Files() as files:
+        outcome = revert(process, files, Limits(busy=30), lambda _: True)
+    assert outcome.outcome == "reverted", outcome
+    return outcome
+
+
+def refused(target: Target, hotpatch: Hotpatch, limits: Limits | None = None) -> str:
+    """The reason why it does not go in; nothing of it stays in the process."""
+    with WindowsProcess(target.pid) as process, Files() as files:
+        before = len(ledger.find(process))
+        outcome = apply(process, hotpatch, files, limits or Limits(busy=0.3))
+        assert outcome.outcome in ("failed", "skipped"), outcome
+        assert len(ledger.find(process)) == before
+    return outcome.reason
+
+
+def clean(target: Target) -> None:
+    """Every byte of code is explained, and nothing is left half-done or announced."""
+    with WindowsProcess(target.pid) as process:
+        report = integrity.check(process)
+        assert report.clean, (report.differences, report.unreadable)
+        assert all(one.state in (State.APPLIED, State.RETIRED) for one in ledger.find(process))
+    assert not any(one.pid == target.pid for one in journal.announced())
+
+
+def kept(target: Target) -> int:
+    """How many hotpatches have memory in the process."""
+    with WindowsProcess(target.pid) as process:
+        return len(ledger.find(process))
 
 
 class Target:

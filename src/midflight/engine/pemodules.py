@@ -13,6 +13,8 @@ from midflight.image import seh, unwind
 from midflight.image.pe import PeFile
 from midflight.process.model import Mapping, Process
 
+_BLOCK = 1 << 14
+
 
 def identity(process: Process, base: int) -> str | None:
     """The identity of the image that is mapped at ``base``; None when it has none or cannot be read."""
@@ -22,6 +24,30 @@ def identity(process: Process, base: int) -> str | None:
         raise
     except (ImageError, ProcessError):
         return None
+
+
+class _Blocks:
+    """Reads an image in blocks, each once: its tables hold thousands of small pieces."""
+
+    def __init__(self, process: Process, start: int, end: int) -> None:
+        self._process, self._start, self._end = process, start, end
+        self._known: dict[int, bytes] = {}
+
+    def read(self, address: int, size: int) -> bytes:
+        """Exactly ``size`` bytes."""
+        low, high = address // _BLOCK * _BLOCK, -(-(address + size) // _BLOCK) * _BLOCK
+        if size > _BLOCK or low < self._start or high > self._end:
+            return self._process.read(address, size)
+        for at in range(low, high, _BLOCK):
+            if at not in self._known:
+                try:
+                    self._known[at] = self._process.read(at, _BLOCK)
+                except ProcessGone:
+                    raise
+                except ProcessError:  # a page among them that cannot be read
+                    return self._process.read(address, size)
+        data = b"".join(self._known[at] for at in range(low, high, _BLOCK))
+        return data[address - low : address - low + size]
 
 
 class PeModules(Modules):
@@ -48,7 +74,8 @@ class PeModules(Modules):
         """The image as it is mapped; None when it cannot be read (an image of another machine, say)."""
         if module.bias not in self._images:
             try:
-                self._images[module.bias] = PeFile.read_remote(self.process.read, module.bias, module.path)
+                read = _Blocks(self.process, module.start, module.end).read
+                self._images[module.bias] = PeFile.read_remote(read, module.bias, module.path)
             except ProcessGone:
                 raise
             except (ImageError, ProcessError):

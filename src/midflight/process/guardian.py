@@ -13,30 +13,43 @@ from midflight.process.win32 import FOREVER, PROCESS_READ, api, open_process
 
 _DETACHED = 0x00000008 | 0x00000200  # DETACHED_PROCESS, CREATE_NEW_PROCESS_GROUP: no Ctrl-C of ours reaches it
 _started: subprocess.Popen[bytes] | None = None
+_watching = False
 
 
-def watch_over_us() -> None:
-    """Start the guardian of this process, once; returns when it watches.
+def start() -> None:
+    """Start the guardian of this process, unless it runs; does not wait until it watches.
 
     Raises:
-        ProcessError: it does not start; then nothing may be stopped.
+        ProcessError: it cannot be started.
     """
-    global _started
+    global _started, _watching
     if _started is not None and _started.poll() is None:
         return
     owner = suspended.owner_of_this()
     command = [sys.executable, "-m", "midflight.process.guardian", str(owner[0]), str(owner[1])]
     flags = _DETACHED if sys.platform == "win32" else 0
+    _watching = False
     try:
         _started = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, creationflags=flags
         )
-        assert _started.stdout is not None
-        answer = _started.stdout.readline().strip()
     except OSError as error:
         raise ProcessError(f"the guardian cannot be started ({error}): nothing was stopped") from error
-    if answer != b"watching":
-        raise ProcessError("the guardian did not start: nothing was stopped (run it by hand to see why)")
+
+
+def watch_over_us() -> None:
+    """Start the guardian, if need be, and wait until it watches.
+
+    Raises:
+        ProcessError: it does not start; then nothing may be stopped.
+    """
+    global _watching
+    start()
+    if not _watching:
+        assert _started is not None and _started.stdout is not None
+        if _started.stdout.readline().strip() != b"watching":
+            raise ProcessError("the guardian did not start: nothing was stopped (run it by hand to see why)")
+        _watching = True
 
 
 def main() -> int:

@@ -9,10 +9,11 @@ import ctypes
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from types import TracebackType
 
 from midflight.errors import ProcessError, ProcessGone
-from midflight.process import suspended
+from midflight.process import guardian, suspended
 from midflight.process import win32 as w
 from midflight.process.faults import point
 from midflight.process.model import AddressTaken, ImageFormat, Mapping, Protection, Thread
@@ -221,6 +222,8 @@ class WindowsProcess:
                 raise AddressTaken(f"process {self.pid} has something mapped at {address:#x} already")
             self._check(0, "reserving", address)
         point("map.reserved")
+        # It will be needed soon, and takes a moment to start.
+        guardian.start()
         at = address
         for size, protection in parts:
             if not win.VirtualAllocEx(handle, at, size, w.MEM_COMMIT, _PROTECTION[protection]):
@@ -295,6 +298,7 @@ class WindowsProcess:
             self.close()
 
 
+@lru_cache(maxsize=4096)
 def _identity(path: str) -> tuple[tuple[int, int], int]:
     """(device, inode) of a file, as Windows numbers them; never 0, also for one that cannot be looked at."""
     try:

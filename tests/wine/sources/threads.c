@@ -1,4 +1,5 @@
-/* Threads that work in two functions and know when they were disturbed. Arguments: threads, "hot" (never sleep).
+/* Threads that work in two functions and know when they were disturbed. Arguments: threads, "hot" (never sleep)
+   or else, milliseconds until it exits.
    A line in: "answer other errors" out. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,10 +67,14 @@ int main(int argc, char **argv) {
   LPTHREAD_START_ROUTINE all[] = {sleeps, waits, computes};
   char line[64];
   setvbuf(stdout, NULL, _IONBF, 0);
-  hot = argc > 2;
+  hot = argc > 2 && !strcmp(argv[2], "hot");
   for (int i = 0; i < (argc > 1 ? atoi(argv[1]) : 0); i++)
     if (!CreateThread(NULL, 1 << 16, all[i % 3], NULL, STACK_SIZE_PARAM_IS_A_RESERVATION, NULL)) return 1;
   puts("ready");
+  if (argc > 3) {
+    Sleep(atoi(argv[3]));
+    ExitProcess(7);
+  }
   while (fgets(line, sizeof line, stdin)) printf("%d %d %ld\n", answer(1), other(1), errors);
   return 0;
 }
