@@ -13,8 +13,21 @@ import pytest
 
 from midflight.patch.encoding import decode_manifest
 from midflight.patch.hotpatch import write_hotpatch
-from midflight.patch.manifest import Function, Import, Manifest
-from tests.patch.examples import BUILD_ID, KEY, PAYLOAD, PAYLOADS, forged, key, manifest, put, target
+from midflight.patch.manifest import Entry, Function, Import, Manifest
+from tests.image.windows import build_all
+from tests.patch.examples import (
+    BUILD_ID,
+    KEY,
+    PAYLOAD,
+    PAYLOADS,
+    forged,
+    key,
+    manifest,
+    pe_manifest,
+    pe_target,
+    put,
+    target,
+)
 
 LONG = "std::vector<std::pair<std::string, int>>::_M_realloc_insert(std::pair<std::string, int>&&)" * 2
 
@@ -179,3 +192,74 @@ def test_a_trust_file_that_is_no_key(path: Path) -> None:
     make(path)
     done = midflight("inspect", path, "--trust", path)
     assert done.returncode == 2 and b"not a public key" in done.stderr
+
+
+# --- PE images -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Windows programs and DLLs by name."""
+    return build_all(tmp_path_factory.mktemp("windows"))
+
+
+def test_a_hotpatch_of_windows_is_shown(windows: dict[str, Path]) -> None:
+    text = " ".join(shown(windows["metadata.dll"]).split())
+    for expected in (
+        "hotpatch of Windows: IMAGE_HOT_PATCH_INFO version 3, sequence 7",
+        "patches 2 base images",
+        "for pe-0001f00d-662a7c63",
+        "for pe-000beef0-5ec0ffee",
+        "sequence 7",
+        "can roll back, x64",
+        "ab" * 32,
+        "neither verifies nor applies",
+    ):
+        assert expected in text, expected
+    document = json.loads(shown(windows["metadata.dll"], "--json"))
+    assert [base["build_id"] for base in document["windows_hotpatch"]["bases"]] == [
+        "pe-0001f00d-662a7c63",
+        "pe-000beef0-5ec0ffee",
+    ]
+
+
+def test_another_image_is_none(windows: dict[str, Path]) -> None:
+    assert "no: it carries no hot patch information" in shown(windows["program.exe"])
+    document = json.loads(shown(windows["program.exe"], "--json"))
+    assert document["windows_hotpatch"] is None and document["image"]["kind"] == "executable"
+    assert document["image"]["build_id"].startswith("pe-")
+
+
+def test_options_for_hotpatch_files_do_not_go_with_an_image(windows: dict[str, Path], public: Path) -> None:
+    for options in (("--trust", str(public)), ("--payload", "ab")):
+        done = midflight("inspect", windows["bare.dll"], *options)
+        assert done.returncode == 2 and b"PE image" in done.stderr
+
+
+def test_a_malformed_image_is_one_line(tmp_path: Path) -> None:
+    done = midflight("inspect", put(tmp_path / "bad.dll", b"MZ" + bytes(100)))
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kinds", "policy", "expected"),
+    [
+        (("hotpatch", "hotpatch"), "entry", "no: all entries are hot-patchable"),
+        (("hotpatch", "hotpatch"), "strict", "yes: all entries are hot-patchable, but"),
+        (("hotpatch", "near"), "entry", "yes: 1 of 2 entries"),
+    ],
+)
+def test_whether_threads_are_stopped(path: Path, kinds: tuple[str, ...], policy: str, expected: str) -> None:
+    (first,) = pe_target().functions
+    functions = []
+    for number, kind in enumerate(kinds):
+        at = 0x2000 + 0x100 * number
+        ranges = (replace(first.ranges[0], vaddr=at),)
+        entry = replace(first.entry, vaddr=at, pad_vaddr=at - 5)
+        if kind == "near":
+            entry = Entry("near", at, b"\x90" * 5)
+        functions.append(replace(first, name=f"f{number}", ranges=ranges, entry=entry))
+    reason = "tried" if policy == "entry" else None
+    what = pe_target(functions=tuple(functions), policy=policy, policy_reason=reason)
+    write_hotpatch(path, pe_manifest(targets=(what,)), {what.payload: PAYLOAD}, KEY, {})
+    assert expected in " ".join(shown(path).split())

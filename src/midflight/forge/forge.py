@@ -230,6 +230,8 @@ class _Work:
             self.findings += diff.findings
         hooks = self._hooks()
         names = hook_functions(hooks) if hooks is not None else {}
+        if names and self.run.format == "pe":
+            self.findings.append(finding("MF184", self.request.image, min(names.values())))
         self.findings += moved(self.diffs, RunImage(self.run))
         self._select(hooks, list(names.values()))
         assert self.selection is not None and self.matched is not None

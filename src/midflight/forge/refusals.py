@@ -102,6 +102,14 @@ REFUSALS: dict[str, Refusal] = _table(
         "Let the build link with lld-link or a MinGW linker from the PATH, without stripping in a step of its own.",
         overridable=False,
     ),
+    Refusal(
+        "MF184",
+        "Hooks in a Windows program",
+        "the author's hooks would have to be called in the process, which Midflight does on Linux alone: on Windows no "
+        "thread can be borrowed at a point where it is sure to hold no lock",
+        f"Make the fix without hooks. {_BASELINE}",
+        overridable=False,
+    ),
     # --- differences
     Refusal(
         "MF110",

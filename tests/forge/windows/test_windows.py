@@ -183,6 +183,21 @@ def test_what_no_format_can_hotpatch(c: Path, changes: dict[str, tuple[str, str]
     assert code in codes(refused(request(c, C, changes)))
 
 
+def test_hooks_are_refused(c: Path, tmp_path: Path) -> None:
+    hooks = tmp_path / "hooks.c"
+    hooks.write_text("void midflight_after_apply(void) {}\n")
+    assert "MF184" in codes(refused(request(c, C, LENGTH, hooks=hooks)))
+
+
+def test_a_captured_image_without_symbols_is_refused(tmp_path: Path) -> None:
+    """Stripped where capture does not see it; -s, which it sees, does not matter."""
+    strips = C["Makefile"].replace("$(CC) -o $@ $^", "$(CC) -s -o $@ $^")
+    assert forge(request(tmp_path / "seen", {**C, "Makefile": strips}, LENGTH)).manifest.targets
+    hidden = C["Makefile"].replace("$(CC) -o $@ $^", "$(CC) -Wl,--gc-sections,-S,-s -o $@ $^")
+    found = refused(request(tmp_path / "hidden", {**C, "Makefile": hidden}, LENGTH))
+    assert "MF183" in codes(found)
+
+
 def test_an_image_that_says_nothing_of_itself_is_refused(c: Path, tmp_path: Path) -> None:
     asked = request(c, C, LENGTH)
     forge(asked)
