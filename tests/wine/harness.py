@@ -17,6 +17,7 @@ from midflight.engine import integrity, journal, ledger
 from midflight.engine.apply import apply
 from midflight.engine.ledger import State
 from midflight.engine.modules import Files
+from midflight.engine.recover import recover
 from midflight.engine.revert import revert
 from midflight.engine.transaction import Limits, Outcome
 from midflight.patch.hotpatch import Hotpatch, read_hotpatch
@@ -86,6 +87,14 @@ def reverted(target: Target) -> Outcome:
         outcome = revert(process, files, Limits(busy=30), lambda _: True)
     assert outcome.outcome == "reverted", outcome
     return outcome
+
+
+def recovered(target: Target) -> str:
+    """Finish or undo what a killed engine left; it must work."""
+    with WindowsProcess(target.pid) as process, Files() as files:
+        outcome = recover(process, files, Limits(busy=30))
+    assert outcome.outcome in ("recovered", "nothing"), outcome
+    return outcome.reason
 
 
 def refused(target: Target, hotpatch: Hotpatch, limits: Limits | None = None) -> str:

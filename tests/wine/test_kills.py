@@ -14,25 +14,50 @@ from pathlib import Path
 import pytest
 
 from midflight.process import suspended
-from tests.wine.harness import TRUST, Target, applied, clean, hotpatch_file, kept, load, midflight, reverted
+from tests.wine.harness import Target, applied, clean, hotpatch_file, load, midflight, recovered, reverted
 
 pytestmark = pytest.mark.timeout(1500)
 KILLED = 15
 """The exit status that os.kill gives."""
 
 
-def die(step: int, *words: str | Path) -> bool:
-    """Run a command that ends at a step; False when it had no such step and went to its end."""
-    done = midflight(*words, status=None, env={"MIDFLIGHT_KILL_AT": str(step)})
-    assert done.status in (0, KILLED), done
-    return done.status == KILLED
+DOOMED = """
+import sys
+from midflight.engine.apply import apply
+from midflight.engine.modules import Files
+from midflight.engine.revert import revert
+from midflight.engine.transaction import Limits
+from midflight.patch.hotpatch import read_unverified
+from midflight.process.windows import WindowsProcess
+with WindowsProcess(int(sys.argv[1])) as process, Files() as files:
+    if len(sys.argv) > 2:
+        outcome = apply(process, read_unverified(sys.argv[2]), files, Limits(busy=30))
+    else:
+        outcome = revert(process, files, Limits(busy=30), lambda _: True)
+assert outcome.outcome in ("applied", "reverted"), outcome
+"""
+"""An engine without its command line, which takes most of the time."""
+
+
+def die(step: int, target: Target, *hotpatch: Path) -> bool:
+    """Run an engine that ends at a step; False when it had no such step and went to its end."""
+    done = subprocess.run(
+        [sys.executable, "-c", DOOMED, str(target.pid), *map(str, hotpatch)],
+        env={**os.environ, "MIDFLIGHT_KILL_AT": str(step)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode in (0, KILLED), done
+    return done.returncode == KILLED
 
 
 def settle(target: Target, *allowed: str) -> None:
     """Each function runs its old or its new version, after a recovery both run the same; and then nothing is left."""
     halves = {f"{a} {b} 0" for a in ("1", "2") for b in ("10", "20")}
     assert target.ask() in halves
-    midflight("recover", "--pid", str(target.pid))
+    recovered(target)
     assert target.ask() in allowed
     clean(target)
 
@@ -41,14 +66,13 @@ def settle(target: Target, *allowed: str) -> None:
     ("program", "name"), [("threads.exe", "both2"), ("hotprologue.exe", "hotpatch2")], ids=["near", "hotpatch"]
 )
 def test_every_step_of_an_apply(program: str, name: str, record_property: Callable[[str, object], None]) -> None:
-    words = ("apply", hotpatch_file(name), *TRUST)
     with Target(program, "3") as target:
         step = 1
-        while die(step, *words, "--pid", str(target.pid)):
+        while die(step, target, hotpatch_file(name)):
             settle(target, "1 10 0", "2 20 0")
-            if kept(target):
-                midflight("revert", "--every", "--pid", str(target.pid))
-                midflight("recover", "--pid", str(target.pid))
+            if target.ask() == "2 20 0":
+                reverted(target)
+                recovered(target)
             assert target.ask() == "1 10 0"
             step += 1
         assert target.ask() == "2 20 0"
@@ -62,12 +86,12 @@ def test_every_step_of_a_revert(record_property: Callable[[str, object], None]) 
         step = 1
         while True:
             applied(target, load("both2"))
-            if not die(step, "revert", "--every", "--pid", str(target.pid)):
+            if not die(step, target):
                 break
             settle(target, "1 10 0", "2 20 0")
             if target.ask() == "2 20 0":
                 reverted(target)
-            midflight("recover", "--pid", str(target.pid))
+            recovered(target)
             assert target.ask() == "1 10 0"
             step += 1
         assert target.ask() == "1 10 0"

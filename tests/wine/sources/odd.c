@@ -27,8 +27,11 @@ static DWORD WINAPI stays(void *unused) {
 
 static DWORD WINAPI asks(void *unused) {
   for (;;)
-    for (int i = 0; i < 1000; i++)
-      if (tiny(i) != i && tiny(i) != i + 1) ExitProcess(9);
+    for (int i = 0; i < 1000; i++) {
+
+      int r = tiny(i);
+      if (r != i && r != i + 1) ExitProcess(9);
+    }
   return 0;
 }
 
