@@ -8,7 +8,7 @@ SERIAL := live or kills or soak
 # make matching
 SEEDS ?= 1000 1100
 
-.PHONY: help setup setup-test lint format unit live corpus corpus-quick test test-wine matching bench demo clean lock reference
+.PHONY: help setup setup-test lint format unit live corpus corpus-quick test test-wine bench-wine matching bench demo clean lock reference
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -35,6 +35,11 @@ test-wine: ## the tests on Windows programs, run by a Windows Python under Wine
 	@scripts/bootstrap wine
 	@$(BIN)/python -m tests.wine.build
 	mkdir -p $(REPORTS) && scripts/wine -m pytest tests/wine -p no:cacheprovider --junitxml=$(REPORTS)/$@.xml
+
+bench-wine: ## stopped time by thread count on Windows programs under Wine, for both trampolines
+	@scripts/bootstrap wine
+	@$(BIN)/python -m tests.wine.build
+	@scripts/wine -m bench.windows
 
 live: setup-test ## the tests on live processes: scenarios, kills at every step, soak
 	$(PYTEST) -m "($(SERIAL)) and not corpus"

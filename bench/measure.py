@@ -126,6 +126,6 @@ def save(name: str, document: Any) -> None:
     machine = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "kernel": os.uname().release,
+        "kernel": platform.release(),
     }
     path.write_text(json.dumps({"machine": machine, "results": document}, indent=2) + "\n")

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from midflight.trust.keys import create_key_pair, load_private_key
@@ -41,6 +43,36 @@ def program(name: str, source: str, *flags: str, compiler: str = C) -> None:
     subprocess.run([compiler, "-O2", "-g", *exports, *flags, "-o", str(out), str(SOURCES / source)], check=True)
 
 
+SECTIONS = "-ffunction-sections -fdata-sections"
+ANSWERS = {"return x * 0 + 1;": "return x * 0 + 2;", "return x * 0 + 10;": "return x * 0 + 20;"}
+LIMITED = {
+    "return length + (int)": "return length > 16 ? 16 : length + (int)",
+    'throw std::runtime_error("old")': 'throw std::runtime_error("new")',
+}
+SIDE_BY_SIDE = ("--policy", "entry", "--policy-reason", "each call stands for itself")
+
+
+def forged(name: str, image: str, source: str, command: str, changes: Mapping[str, str], *options: str) -> None:
+    """A program below its own folder, and the hotpatch that the forge makes for it as a user would have it made."""
+    folder = OUT / name
+    text = (SOURCES / source).read_text()
+    fixed = text
+    for old, new in changes.items():
+        assert old in fixed
+        fixed = fixed.replace(old, new)
+    for tree, contents in (("source", text), ("fixed", fixed)):
+        (folder / tree).mkdir(parents=True)
+        (folder / tree / source).write_text(contents)
+    make_it = f"{command} -o {image} {source}"
+    subprocess.run(["sh", "-ec", f"{command} -o ../{image} {source}"], cwd=folder / "source", check=True)
+    for library in OUT.glob("lib*.dll"):
+        shutil.copy(library, folder)
+    words: list[str | Path] = ["--source", folder / "source", "--fix", folder / "fixed", "--make", make_it]
+    words += ["--image", image, "--running", folder / image, "--name", name, "--no-cache", "-q", *options]
+    words += ["--key", OUT / "test.key", "-o", OUT / f"{name}.hotpatch"]
+    subprocess.run([sys.executable, "-m", "midflight", "build", *words], check=True, stdout=subprocess.DEVNULL)
+
+
 def main() -> None:
     """Build everything."""
     shutil.rmtree(OUT, ignore_errors=True)
@@ -58,6 +90,12 @@ def main() -> None:
         shutil.copy(where.stdout.strip(), OUT / library)
     for recipe in RECIPES:
         make(recipe, SOURCES, OUT, signer)
+    forged("forged-c", "threads.exe", "threads.c", f"{C} -O2 -g {SECTIONS}", ANSWERS)
+    hot = f"{C} -O2 -g {SECTIONS} '{HOT}'"
+    forged("forged-hot", "threads.exe", "threads.c", hot, ANSWERS, *SIDE_BY_SIDE)
+    library = f"{CXX} -O2 -g -shared -shared-libgcc -Wl,--image-base,{CORE_BASE:#x}"
+    forged("forged-cpp", "core.dll", "core.cpp", library, LIMITED)
+    shutil.copy(OUT / "host.exe", OUT / "forged-cpp")
 
 
 if __name__ == "__main__":

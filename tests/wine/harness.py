@@ -131,7 +131,7 @@ class Target:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=PROGRAMS,
+            cwd=(PROGRAMS / program).parent,
         )
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()

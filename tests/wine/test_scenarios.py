@@ -120,6 +120,31 @@ def test_a_function_too_short_for_the_long_jump() -> None:
 CYCLES = 100
 
 
+@pytest.mark.parametrize(
+    ("program", "arguments", "name", "old", "new"),
+    [
+        ("forged-c/threads.exe", ("8",), "forged-c", "1 10 0", "2 20 0"),
+        ("forged-hot/threads.exe", ("4", "hot"), "forged-hot", "1 10 0", "2 20 0"),
+        ("forged-cpp/host.exe", ("6",), "forged-cpp", "1000 -1 0", "16 -2 0"),
+        ("forged-cpp/host.exe", ("6", f"{CORE_BASE:x}"), "forged-cpp", "1000 -1 0", "16 -2 0"),
+    ],
+)
+def test_what_the_forge_makes(program: str, arguments: tuple[str, ...], name: str, old: str, new: str) -> None:
+    with Target(program, *arguments) as target:
+        pid = str(target.pid)
+        for _ in range(2):
+            assert target.ask() == old
+            done = midflight("apply", hotpatch_file(name), "--pid", pid, *TRUST, "--json").json["processes"][0]
+            assert (done["stopped"] == 0) == (name == "forged-hot")
+            for _ in range(30):
+                assert target.ask() == new
+            clean(target)
+            midflight("revert", "--every", "--pid", pid)
+        for _ in range(30):
+            assert target.ask() == old
+        clean(target)
+
+
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("program", "arguments", "name", "old", "new"),
