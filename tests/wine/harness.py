@@ -112,7 +112,11 @@ def clean(target: Target) -> None:
     with WindowsProcess(target.pid) as process:
         report = integrity.check(process)
         assert report.clean, (report.differences, report.unreadable)
-        assert all(one.state in (State.APPLIED, State.RETIRED) for one in ledger.find(process))
+        ledgers = ledger.find(process)
+        assert all(one.state in (State.APPLIED, State.RETIRED) for one in ledgers)
+        maps = process.maps()
+        assert not [m for m in maps if m.writable and m.executable], "code was left open to writing"
+        assert not [m for m in maps if m.writable and m.start in [one.base for one in ledgers]]
     assert not any(one.pid == target.pid for one in journal.announced())
 
 

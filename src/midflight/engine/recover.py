@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from midflight.engine import journal
+from midflight.engine import journal, system
 from midflight.engine import ledger as ledgers_of
 from midflight.engine.ledger import Ledger, State
 from midflight.engine.modules import Files
@@ -63,6 +63,7 @@ def recover_process(context: Context) -> Outcome:
     """
     process = context.process
     outcome = Outcome(process.pid, process.start_time, "nothing", "nothing was left to do")
+    system.close_left(context.modules, context.ledgers())
     said = [*_recover_journal(context), *(_recover_ledger(context, ledger) for ledger in context.ledgers())]
     said = [text for text in said if text]
     if said:

@@ -98,6 +98,35 @@ class Unwinder:
         return unwinding.deregister(self._modules, self._safe, ledger, self._timeout)
 
 
+def close_left(modules: Modules, ledgers: Sequence[Ledger]) -> int:
+    """Close what an engine opened to write to, when it was killed just then (Windows); how many places.
+
+    Code of an image that its own linker made writable stays so.
+    """
+    from midflight.engine.pemodules import PeModules
+
+    if not isinstance(modules, PeModules):
+        return 0
+    process, closed = modules.process, 0
+    maps = [m for m in process.maps() if m.writable and m.readable]
+    for ledger in ledgers:
+        for m in maps:
+            if m.start == ledger.base:
+                process.protect(m.start, m.end - m.start, "r")
+                closed += 1
+    code = [m for m in maps if m.executable and m.inode]
+    for module in modules.all:
+        image = modules.pe(module) if any(m.start - m.offset == module.bias for m in code) else None
+        for m in code:
+            if image is None or m.start - m.offset != module.bias:
+                continue
+            segment = image.segment_at(m.offset)
+            if segment is not None and segment.executable and not segment.writable:
+                process.protect(m.start, m.end - m.start, "rx")
+                closed += 1
+    return closed
+
+
 def registered(process: Process, ledger: Ledger) -> bool:
     """Whether the unwinder knows the payload for certain."""
     from midflight.engine import functiontables

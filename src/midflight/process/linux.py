@@ -292,6 +292,10 @@ class LinuxProcess:
 
     # -- changing --------------------------------------------------------------------------------------------------
 
+    def protect(self, address: int, size: int, protection: Protection) -> None:
+        """See the protocol: no page is ever opened here, so there is nothing that could have been left open."""
+        raise ProcessError(f"the pages at {address:#x} of process {self.pid} are not ours to protect")
+
     def release_left(self) -> int:
         """Nothing: the kernel lets go of what a tracer held when it dies."""
         return 0

@@ -148,6 +148,9 @@ class Process(Protocol):
         did not return within it. Where a thread of our own can be started in the process (Windows), that makes the
         call, and ``safe`` is not asked."""
 
+    def protect(self, address: int, size: int, protection: Protection) -> None:
+        """Set the protection of whole pages. Where writing does not open pages (Linux), nobody needs it."""
+
     def release_left(self) -> int:
         """Let go of threads that a killed engine holds still, where the kernel has not done it; how many."""
 

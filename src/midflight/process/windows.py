@@ -272,6 +272,12 @@ class WindowsProcess:
         self._changer()
         return WindowsStop(self, timeout)
 
+    def protect(self, address: int, size: int, protection: Protection) -> None:
+        """Set the protection of whole pages."""
+        old = ctypes.c_uint32()
+        result = api().VirtualProtectEx(self._changer(), address, size, _PROTECTION[protection], ctypes.byref(old))
+        self._check(result, "protecting", address)
+
     def release_left(self) -> int:
         """Resume threads that a killed engine holds still, whose guardian was killed, too; how many."""
         return sum(suspended.release(path) for path in suspended.left(pid=self.pid))
