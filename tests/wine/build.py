@@ -45,6 +45,7 @@ def program(name: str, source: str, *flags: str, compiler: str = C) -> None:
 
 SECTIONS = "-ffunction-sections -fdata-sections"
 ANSWERS = {"return x * 0 + 1;": "return x * 0 + 2;", "return x * 0 + 10;": "return x * 0 + 20;"}
+OTHER = {"return x * 0 + 10;": "return x * 0 + 20;"}
 LIMITED = {
     "return length + (int)": "return length > 16 ? 16 : length + (int)",
     'throw std::runtime_error("old")': 'throw std::runtime_error("new")',
@@ -92,7 +93,7 @@ def main() -> None:
         make(recipe, SOURCES, OUT, signer)
     forged("forged-c", "threads.exe", "threads.c", f"{C} -O2 -g {SECTIONS}", ANSWERS)
     hot = f"{C} -O2 -g {SECTIONS} '{HOT}'"
-    forged("forged-hot", "threads.exe", "threads.c", hot, ANSWERS, *SIDE_BY_SIDE)
+    forged("forged-hot", "threads.exe", "threads.c", hot, OTHER, *SIDE_BY_SIDE)
     library = f"{CXX} -O2 -g -shared -shared-libgcc -Wl,--image-base,{CORE_BASE:#x}"
     forged("forged-cpp", "core.dll", "core.cpp", library, LIMITED)
     shutil.copy(OUT / "host.exe", OUT / "forged-cpp")

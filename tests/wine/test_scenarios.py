@@ -124,7 +124,7 @@ CYCLES = 100
     ("program", "arguments", "name", "old", "new"),
     [
         ("forged-c/threads.exe", ("8",), "forged-c", "1 10 0", "2 20 0"),
-        ("forged-hot/threads.exe", ("4", "hot"), "forged-hot", "1 10 0", "2 20 0"),
+        ("forged-hot/threads.exe", ("4", "hot"), "forged-hot", "1 10 0", "1 20 0"),
         ("forged-cpp/host.exe", ("6",), "forged-cpp", "1000 -1 0", "16 -2 0"),
         ("forged-cpp/host.exe", ("6", f"{CORE_BASE:x}"), "forged-cpp", "1000 -1 0", "16 -2 0"),
     ],
@@ -150,7 +150,7 @@ def test_what_the_forge_makes(program: str, arguments: tuple[str, ...], name: st
     ("program", "arguments", "name", "old", "new"),
     [
         ("threads.exe", ("6",), "both2", "1 10 0", "2 20 0"),
-        ("hotprologue.exe", ("6", "hot"), "hotpatch2", "1 10 0", "2 20 0"),
+        ("hotprologue.exe", ("2", "hot"), "hotpatch2", "1 10 0", "2 20 0"),
         ("hotprologue.exe", ("6",), "hotstrict", "1 10 0", "2 20 0"),
         ("host.exe", ("3", f"{CORE_BASE:x}"), "core2", "1000 -1 0", "16 -2 0"),
         ("odd.exe", (), "tiny", "5 0 1", "6 0 1"),
