@@ -39,7 +39,7 @@ test-wine: ## the tests on Windows programs, run by a Windows Python under Wine
 bench-wine: ## stopped time by thread count on Windows programs under Wine, for both trampolines
 	@scripts/bootstrap wine
 	@$(BIN)/python -m tests.wine.build
-	@scripts/wine -m bench.windows
+	@scripts/wine -c "import sys; sys.path.insert(0, '.'); from bench.windows import main; main()"
 
 live: setup-test ## the tests on live processes: scenarios, kills at every step, soak
 	$(PYTEST) -m "($(SERIAL)) and not corpus"
