@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from midflight.trust.keys import create_key_pair, load_private_key
+from tests.wine.forged import forge_all
 from tests.wine.maker import Recipe, make
 
 SOURCES = Path(__file__).parent / "sources"
@@ -97,6 +98,7 @@ def main() -> None:
     library = f"{CXX} -O2 -g -shared -shared-libgcc -Wl,--image-base,{CORE_BASE:#x}"
     forged("forged-cpp", "core.dll", "core.cpp", library, LIMITED)
     shutil.copy(OUT / "host.exe", OUT / "forged-cpp")
+    forge_all(OUT, signer)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ C = {
         "prog.exe: main.o parse.o\n\t$(CC) -o $@ $^\nmain.o parse.o: parse.h\n"
     ),
     "parse.h": (
-        "struct record { char name[32]; int kind; double scale; };\n"
+        "struct record { char name[128]; int kind; double scale; };\n"
         "int parse_record(const char *text, struct record *out);\nint parse_errors(void);\ndouble rate(int n);\n"
     ),
     "parse.c": r"""
@@ -34,7 +34,7 @@ static __attribute__((noinline)) int classify(const char *s) {
 int parse_record(const char *text, struct record *out) {
   int kind = classify(text);
   size_t n = strlen(text);
-  if (n > 64) { errors++; fprintf(stderr, "too long: %s\n", kinds[kind]); return -1; }
+  if (n > 64) { errors++; fprintf(stdout, "too long: %s\n", kinds[kind]); return -1; }
   memcpy(out->name, text, n + 1);
   out->kind = kind;
   out->scale = n * 1.5 + weights[n % 7];
@@ -50,20 +50,25 @@ double rate(int n) {
 """,
     "main.c": r"""
 #include <stdio.h>
+#include <string.h>
 #include <windows.h>
 #include "parse.h"
 int main(void) {
   struct record r;
   char line[256];
+  puts("ready");
+  fflush(stdout);
   while (fgets(line, sizeof line, stdin)) {
-    printf("%d %d %f\n", parse_record(line, &r), parse_errors(), rate(line[0] % 7));
+    line[strcspn(line, "\r\n")] = 0;
+    printf("%d %d %g\n", parse_record(line, &r), parse_errors(), rate(line[0] % 7));
+    fflush(stdout);
     Sleep(1);
   }
   return 0;
 }
 """,
 }
-LENGTH: Changes = {"parse.c": ("if (n > 64)", "if (n >= sizeof out->name)")}
+LENGTH: Changes = {"parse.c": ("if (n > 64)", "if (n > 31)")}
 
 CXX = {
     "Makefile": (
@@ -101,12 +106,17 @@ int guarded(const char *text) {
 """,
     "main.cpp": r"""
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include "parser.h"
 int main() {
   char line[256];
+  std::puts("ready");
+  std::fflush(stdout);
   while (std::fgets(line, sizeof line, stdin)) {
+    line[std::strcspn(line, "\r\n")] = 0;
     try { std::printf("%d\n", guarded(line)); } catch (const std::exception &e) { std::printf("main: %s\n", e.what()); }
+    std::fflush(stdout);
   }
 }
 """,
@@ -166,6 +176,16 @@ int guarded(int *p) { __try { return *p + step(1); } __except (1) { say("fault")
         "int mainCRTStartup(void) { int v = 3; return guarded(&v) + caught(&v) + depths(); }\n"
     ),
 }
+
+
+THROW: Changes = {
+    "parser.cpp": (
+        'if (s.size() > 40) throw ParseError("too long: " + s, 7);',
+        'if (s.size() > 20) throw ParseError("much too long: " + s, 8);\n'
+        '  if (s[0] == 33) throw std::out_of_range("bang");',
+    )
+}
+CATCH: Changes = {"parser.cpp": ("return -e.code;", "return -100 - e.code;")}
 
 
 def tree(folder: Path, source: dict[str, str], changes: Changes) -> Path:

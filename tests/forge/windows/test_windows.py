@@ -18,7 +18,7 @@ from midflight.patch.encoding import decode_manifest, encode_manifest
 from midflight.patch.manifest import Target
 from midflight.patch.validate import validate_manifest
 from tests.forge.windows.meaning import differences
-from tests.forge.windows.programs import CXX, LENGTH, MSVC, C, request
+from tests.forge.windows.programs import CATCH, CXX, LENGTH, MSVC, THROW, C, request
 
 
 @pytest.fixture(scope="module")
@@ -224,18 +224,14 @@ def test_an_image_without_base_relocations_is_refused(c: Path, tmp_path: Path) -
 
 
 def test_a_fix_that_throws(cxx: Path) -> None:
-    changes = {"parser.cpp": ('if (s.size() > 40) throw ParseError("too long: " + s, 7);',
-                              'if (s.size() > 20) throw ParseError("much too long: " + s, 8);\n'
-                              '  if (s[0] == 33) throw std::out_of_range("bang");')}  # fmt: skip
-    _, target = built(request(cxx, CXX, changes))
+    _, target = built(request(cxx, CXX, THROW))
     assert [function.name for function in target.functions] == ["_Z5parsePKc"]
     assert {i.library for i in target.imports} == {"libstdc++-6.dll"}
     assert target.unwind is not None and target.unwind.throws
 
 
 def test_a_fix_that_catches(cxx: Path) -> None:
-    changes = {"parser.cpp": ("return -e.code;", "return -100 - e.code;")}
-    _, target = built(request(cxx, CXX, changes))
+    _, target = built(request(cxx, CXX, CATCH))
     assert [function.name for function in target.functions] == ["_Z7guardedPKc"]
     kinds = [(r.kind, r.form) for r in target.relocations if r.offset >= target.segments[1].offset]
     assert ("image", "abs64") in kinds, "the type information that it catches by is the image's own"

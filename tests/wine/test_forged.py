@@ -1,0 +1,52 @@
+"""Hotpatches that the forge made of COFF objects, in the programs that they were made for."""
+
+from __future__ import annotations
+
+from tests.wine.harness import Target, applied, clean, load, reverted
+
+
+def answers(target: Target, question: str) -> list[str]:
+    """Everything that comes back for one line: up to the number that the program ends it with."""
+    found = [target.ask(question)]
+    while not found[-1].lstrip("-")[:1].isdigit() and not found[-1].startswith("main: "):
+        found.append(target.line())
+    return found
+
+
+def test_a_c_program() -> None:
+    long = "x" * 40
+    with Target("forged-c.exe") as target:
+        assert answers(target, long)[-1].startswith("40 16 ")
+        for _ in range(5):
+            applied(target, load("forged-c"))
+            assert answers(target, long)[0] == "too long: word"
+            assert answers(target, "hello")[0].startswith("5 ") and answers(target, "42")[0].startswith("42 ")
+            clean(target)
+            reverted(target)
+            assert answers(target, long)[-1].startswith("40 ")
+
+
+def test_exceptions_thrown_by_new_code() -> None:
+    """Of a type that the program had, and of one that it had not; through frames of old code, caught, thrown again."""
+    long = "x" * 30
+    with Target("forged-throw.exe") as target:
+        assert answers(target, "!bang")[0] == "~parse" and answers(target, long) == ["~parse", "32"]
+        for _ in range(5):
+            applied(target, load("forged-throw"))
+            assert answers(target, "!bang") == ["~parse", "other bang", "main: bang"]
+            assert answers(target, long) == ["~parse", f"caught much too long: {long} 8", "-8"]
+            clean(target)
+            reverted(target)
+            assert answers(target, "!bang")[0] == "~parse"
+
+
+def test_exceptions_caught_by_new_code() -> None:
+    long = "x" * 50
+    with Target("forged-catch.exe") as target:
+        assert answers(target, long) == ["~parse", f"caught too long: {long} 7", "-7"]
+        for _ in range(5):
+            applied(target, load("forged-catch"))
+            assert answers(target, long) == ["~parse", f"caught too long: {long} 7", "-107"]
+            clean(target)
+            reverted(target)
+            assert answers(target, long)[-1] == "-7"
