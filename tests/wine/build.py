@@ -13,6 +13,7 @@ from pathlib import Path
 from midflight.trust.keys import create_key_pair, load_private_key
 from tests.wine.forged import forge_all
 from tests.wine.maker import Recipe, make
+from tests.wine.zlib import forge_zlib
 
 SOURCES = Path(__file__).parent / "sources"
 OUT = Path(__file__).resolve().parents[2] / "build" / "wine"
@@ -99,6 +100,7 @@ def main() -> None:
     forged("forged-cpp", "core.dll", "core.cpp", library, LIMITED)
     shutil.copy(OUT / "host.exe", OUT / "forged-cpp")
     forge_all(OUT, signer)
+    forge_zlib(OUT, SOURCES, signer)
 
 
 if __name__ == "__main__":
