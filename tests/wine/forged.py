@@ -13,9 +13,9 @@ from midflight.patch.signature import Signer
 from tests.forge.windows.programs import CATCH, CXX, LENGTH, THROW, C, Changes, request
 
 FORGED: tuple[tuple[str, dict[str, str], Changes], ...] = (
-    ("forged-c", C, LENGTH),
-    ("forged-throw", CXX, THROW),
-    ("forged-catch", CXX, CATCH),
+    ("made-c", C, LENGTH),
+    ("made-throw", CXX, THROW),
+    ("made-catch", CXX, CATCH),
 )
 """Names of programs and hotpatches, the source, and the fix."""
 

@@ -15,10 +15,10 @@ def answers(target: Target, question: str) -> list[str]:
 
 def test_a_c_program() -> None:
     long = "x" * 40
-    with Target("forged-c.exe") as target:
+    with Target("made-c.exe") as target:
         assert answers(target, long)[-1].startswith("40 16 ")
         for _ in range(5):
-            applied(target, load("forged-c"))
+            applied(target, load("made-c"))
             assert answers(target, long)[0] == "too long: word"
             assert answers(target, "hello")[0].startswith("5 ") and answers(target, "42")[0].startswith("42 ")
             clean(target)
@@ -29,10 +29,10 @@ def test_a_c_program() -> None:
 def test_exceptions_thrown_by_new_code() -> None:
     """Of a type that the program had, and of one that it had not; through frames of old code, caught, thrown again."""
     long = "x" * 30
-    with Target("forged-throw.exe") as target:
+    with Target("made-throw.exe") as target:
         assert answers(target, "!bang")[0] == "~parse" and answers(target, long) == ["~parse", "32"]
         for _ in range(5):
-            applied(target, load("forged-throw"))
+            applied(target, load("made-throw"))
             assert answers(target, "!bang") == ["~parse", "other bang", "main: bang"]
             assert answers(target, long) == ["~parse", f"caught much too long: {long} 8", "-8"]
             clean(target)
@@ -42,10 +42,10 @@ def test_exceptions_thrown_by_new_code() -> None:
 
 def test_exceptions_caught_by_new_code() -> None:
     long = "x" * 50
-    with Target("forged-catch.exe") as target:
+    with Target("made-catch.exe") as target:
         assert answers(target, long) == ["~parse", f"caught too long: {long} 7", "-7"]
         for _ in range(5):
-            applied(target, load("forged-catch"))
+            applied(target, load("made-catch"))
             assert answers(target, long) == ["~parse", f"caught too long: {long} 7", "-107"]
             clean(target)
             reverted(target)
