@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from midflight.trust.keys import create_key_pair, load_private_key
+from tests.wine import CORE_BASE
 from tests.wine.forged import forge_all
 from tests.wine.maker import Recipe, make
 from tests.wine.zlib import forge_zlib
@@ -19,7 +20,6 @@ SOURCES = Path(__file__).parent / "sources"
 OUT = Path(__file__).resolve().parents[2] / "build" / "wine"
 C, CXX = "x86_64-w64-mingw32-gcc", "x86_64-w64-mingw32-g++"
 HOT = "-DHOT=__attribute__((ms_hook_prologue))"
-CORE_BASE = 0x260000000
 # The relocator of MinGW is not needed: the engine does what it would do.
 CXX_FLAGS = ("-shared-libgcc", "-Wl,--defsym,_pei386_runtime_relocator=parse")
 BOTH = ("answer", "other")

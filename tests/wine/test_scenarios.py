@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.wine.build import CORE_BASE
+from tests.wine import CORE_BASE
 from tests.wine.harness import TRUST, Target, applied, clean, hotpatch_file, kept, load, midflight, reverted
 
 
