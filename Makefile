@@ -19,7 +19,7 @@ demo: ## watch a real server lose a real vulnerability under load, without a res
 	@scripts/bootstrap demo
 	@$(BIN)/python demo/run.py
 
-test: lint unit live corpus-quick test-wine ## everything that CI runs: lint, types, import rules, all tests (under 30 minutes)
+test: lint unit live corpus-quick ## everything that CI runs: lint, types, import rules, all tests (under 30 minutes)
 
 lint: ## ruff, mypy --strict, import-linter
 	@scripts/bootstrap
@@ -31,7 +31,7 @@ lint: ## ruff, mypy --strict, import-linter
 unit: setup-test ## the fast tests, two at a time
 	$(PYTEST) -n 2 -m "not corpus and not bench and not wine and not ($(SERIAL))"
 
-test-wine: ## the tests on Windows programs, run by a Windows Python under Wine
+test-wine: ## the tests on Windows programs, run by a Windows Python under Wine (10 minutes, by itself)
 	@scripts/bootstrap wine
 	@$(BIN)/python -m tests.wine.build
 	mkdir -p $(REPORTS) && scripts/wine -m pytest tests/wine -p no:cacheprovider --junitxml=$(REPORTS)/$@.xml
