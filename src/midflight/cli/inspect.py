@@ -158,7 +158,7 @@ def _show_target(target: Target, symbols: bool, out: Output) -> None:
     if target.policy_reason:
         _field(out, "", f"reason: {target.policy_reason}")
     if target.build_id.startswith("pe-"):
-        _field(out, "stops threads", stopping(target))
+        _field(out, "stops", stopping(target))
     counts = Counter(relocation.kind for relocation in target.relocations)
     _field(out, "relocations", ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items())) or "none")
     imports = [f"{i.name}{f'@{i.version}' if i.version else ''} ({i.library or 'any module'})" for i in target.imports]

@@ -93,6 +93,7 @@ class PeFile:
         start = source.read(0, min(64, source.size), "the DOS header")
         if start[:2] != b"MZ":
             raise ImageError(f"{self.name}: not a PE image; give a Windows program or DLL")
+        source.format = "PE or COFF"
         if len(start) < 64:
             raise source.bad("the DOS header is cut short")
         (at,) = struct.unpack_from("<I", start, 60)
