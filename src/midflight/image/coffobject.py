@@ -13,19 +13,18 @@ COFF has no symbol sizes: they are taken from the unwind tables, or else reach u
 
 from __future__ import annotations
 
-import os
 import struct
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import TracebackType
 from typing import Literal
 
 from midflight.errors import ImageError
 from midflight.image import coff
 from midflight.image.model import Binding, Kind, Relocation, Section, Segment, Symbol, SymbolType
-from midflight.image.source import MAX_ENTRIES, FileSource, MemorySource, Source, decode
+from midflight.image.reader import Reader
+from midflight.image.source import MAX_ENTRIES, Source, decode
 
 R_64, R_PC32, R_GOTPCREL, R_32, R_DTPOFF32 = 1, 2, 9, 10, 21
 R_RVA32 = 0x103
@@ -50,7 +49,7 @@ class RuntimeFunction:
     info: int
 
 
-class CoffObject:
+class CoffObject(Reader):
     """One COFF relocatable for x86-64, in the words of :class:`~midflight.image.elf.ElfFile`."""
 
     format: Literal["elf", "pe"] = "pe"
@@ -61,8 +60,7 @@ class CoffObject:
     segments: tuple[Segment, ...] = ()
 
     def __init__(self, data: bytes | bytearray | memoryview | Source, name: str = "object") -> None:
-        self._source = data if isinstance(data, Source) else MemorySource(data, name)
-        self.name = self._source.name
+        super().__init__(data, name)
         self._header = coff.read_header(self._source, 0)
         if self._header.machine != coff.MACHINE_AMD64:
             what = coff.machine_name(self._header.machine)
@@ -71,28 +69,6 @@ class CoffObject:
             raise self._source.bad("an object with an optional header")
         self._strings = coff.read_strings(self._source, self._header)
         self._headers = coff.read_section_headers(self._source, self._header, self._strings)
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str], name: str | None = None) -> CoffObject:
-        """Open a regular file. Raises ImageError when it is no COFF object for x86-64."""
-        source = FileSource(path, name)
-        try:
-            return cls(source)
-        except ImageError:
-            source.close()
-            raise
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._source.close()
-
-    def __enter__(self) -> CoffObject:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def kind(self) -> Kind:

@@ -8,10 +8,8 @@ serve where nothing else tells.
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from midflight.errors import ImageError
@@ -30,6 +28,7 @@ from midflight.image.layout import (
 )
 from midflight.image.model import Kind, Relocation, Section, Segment, Symbol
 from midflight.image.notes import build_id_of
+from midflight.image.reader import Reader
 from midflight.image.sections import (
     SHF_ALLOC,
     SHT_NOBITS,
@@ -40,7 +39,7 @@ from midflight.image.sections import (
     SHT_SYMTAB_SHNDX,
     read_sections,
 )
-from midflight.image.source import MAX_ENTRIES, FileSource, MemorySource, RemoteSource, Source, Strings, decode
+from midflight.image.source import MAX_ENTRIES, RemoteSource, Source, Strings, decode
 from midflight.image.symbols import ENTRY, R_IRELATIVE, read_relocations, read_symbols
 from midflight.image.tables import UnwindTables, read_unwind_tables
 
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
     from midflight.image.unwind import FrameTable
 
 
-class ElfFile:
+class ElfFile(Reader):
     """One ELF file, or one image in memory. A context manager; closing gives the file back (what was read stays).
 
     ``data`` are the bytes, ``name`` is what error messages call it. All addresses are link-time virtual addresses.
@@ -58,20 +57,9 @@ class ElfFile:
     format: Literal["elf", "pe"] = "elf"
 
     def __init__(self, data: bytes | bytearray | memoryview | mmap.mmap | Source, name: str = "image") -> None:
-        self._source = data if isinstance(data, Source) else MemorySource(data, name)
-        self.name = self._source.name
+        super().__init__(data, name)
         self._layout = Layout(self._source)
         self._dynamic = Dynamic(self._layout)
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str], name: str | None = None) -> ElfFile:
-        """Open a regular file (``name``: what messages call it). Raises ImageError when it is no ELF64 x86-64 file."""
-        source = FileSource(path, name)
-        try:
-            return cls(source)
-        except ImageError:
-            source.close()
-            raise
 
     @classmethod
     def read_remote(cls, read: Callable[[int, int], bytes], base: int, name: str = "[vdso]") -> ElfFile:
@@ -91,18 +79,6 @@ class ElfFile:
         image = cls(RemoteSource(read, pieces, name))
         image._dynamic = Dynamic(image._layout, loaded_at=bias)
         return image
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._source.close()
-
-    def __enter__(self) -> ElfFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # --- what it is ----------------------------------------------------------------------------------------------
 

@@ -6,11 +6,11 @@ Source: System V ABI (gABI 4.1) chapters 4 and 5, and the AMD64 supplement.
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
 from itertools import pairwise
 
 from midflight.errors import ImageError
 from midflight.image.model import Segment
+from midflight.image.reader import Mapped
 from midflight.image.source import MAX_ENTRIES, MAX_READ, Source
 
 ET_REL, ET_EXEC, ET_DYN = 1, 2, 3
@@ -34,7 +34,7 @@ _MACHINES = {
 _EM_X86_64 = 62
 
 
-class Layout:
+class Layout(Mapped):
     """Header fields, segments, and reading by virtual address. Raises ImageError for what is not ELF64 x86-64."""
 
     def __init__(self, source: Source) -> None:
@@ -45,8 +45,7 @@ class Layout:
         for before, after in pairwise(loads):
             if before.address + before.memory_size > after.address:
                 raise source.bad("loadable segments overlap or are out of order")
-        self.loads = tuple(loads)
-        self._starts = [s.address for s in loads]
+        self._map(loads)
 
     def _read_header(self) -> None:
         source = self.source
@@ -99,21 +98,6 @@ class Layout:
     def segment(self, kind: int) -> Segment | None:
         """The first segment of a type, or None."""
         return next((s for s in self.segments if s.type == kind), None)
-
-    def segment_at(self, vaddr: int) -> Segment | None:
-        """The loadable segment whose memory holds ``vaddr``, or None."""
-        at = bisect_right(self._starts, vaddr) - 1
-        if at < 0:
-            return None
-        segment = self.loads[at]
-        return segment if vaddr - segment.address < segment.memory_size else None
-
-    def vaddr_to_offset(self, vaddr: int) -> int | None:
-        """The file offset behind a virtual address; None when nothing in the file stands there (.bss, a hole)."""
-        segment = self.segment_at(vaddr)
-        if segment is None or vaddr - segment.address >= segment.file_size:
-            return None
-        return segment.offset + vaddr - segment.address
 
     def file_room(self, vaddr: int) -> int:
         """How many bytes of the file follow ``vaddr`` in its segment; 0 when none."""

@@ -10,19 +10,17 @@ Source: Microsoft, "PE Format".
 
 from __future__ import annotations
 
-import os
 import re
 import struct
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from midflight.errors import ImageError
 from midflight.image import coff
 from midflight.image.model import Kind, Relocation, Section, Segment, Symbol
-from midflight.image.source import MAX_READ, FileSource, MemorySource, RemoteSource, Source, decode
+from midflight.image.reader import Mapped, Reader
+from midflight.image.source import MAX_READ, RemoteSource, Source, decode
 
 if TYPE_CHECKING:
     from midflight.image.pehotpatch import HotPatchInfo
@@ -40,7 +38,7 @@ _STUB = re.compile(rb"\x48?\xff\x25([\s\S]{4})")
 EXPORT, IMPORT, EXCEPTION, BASERELOC, DEBUG, TLS, LOAD_CONFIG, IAT = 0, 1, 3, 5, 6, 9, 10, 12
 
 
-class PeFile:
+class PeFile(Reader, Mapped):
     """One PE image in a file, or in memory. A context manager; closing gives the file back (what was read stays)."""
 
     format: Literal["elf", "pe"] = "pe"
@@ -49,21 +47,9 @@ class PeFile:
     has_textrel = False
 
     def __init__(self, data: bytes | bytearray | memoryview | Source, name: str = "image") -> None:
-        self._source = data if isinstance(data, Source) else MemorySource(data, name)
-        self.name = self._source.name
+        super().__init__(data, name)
         self._read_headers()
-        self._loads = self._read_segments()
-        self._starts = [segment.address for segment in self._loads]
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str], name: str | None = None) -> PeFile:
-        """Open a regular file (``name``: what messages call it). Raises ImageError when it is no PE32+ image."""
-        source = FileSource(path, name)
-        try:
-            return cls(source)
-        except ImageError:
-            source.close()
-            raise
+        self._map(self._read_segments())
 
     @classmethod
     def read_remote(cls, read: Callable[[int, int], bytes], base: int, name: str = "module") -> PeFile:
@@ -73,18 +59,6 @@ class PeFile:
         pieces = [(0, min(max(first.size_of_headers, PAGE), 16 * PAGE), base)]
         pieces += [(s.offset, s.file_size, base + s.address) for s in first.segments[1:] if s.file_size]
         return cls(RemoteSource(read, pieces, name))
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._source.close()
-
-    def __enter__(self) -> PeFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # --- headers ---------------------------------------------------------------------------------------------------
 
@@ -198,7 +172,7 @@ class PeFile:
     @property
     def segments(self) -> tuple[Segment, ...]:
         """What is mapped: the headers first, then every section."""
-        return self._loads
+        return self.loads
 
     @property
     def tls(self) -> None:
@@ -208,21 +182,6 @@ class PeFile:
     def thread_pointer_offset(self, value: int) -> int:
         """Raises ImageError: on Windows no thread-local variable is at a fixed distance of the thread's register."""
         raise ImageError(f"{self.name}: thread-local storage of a PE image has no fixed place")
-
-    def segment_at(self, vaddr: int) -> Segment | None:
-        """The mapped piece that holds ``vaddr``, or None."""
-        at = bisect_right(self._starts, vaddr) - 1
-        if at < 0:
-            return None
-        segment = self._loads[at]
-        return segment if vaddr - segment.address < segment.memory_size else None
-
-    def vaddr_to_offset(self, vaddr: int) -> int | None:
-        """The file offset behind an RVA; None when nothing in the file stands there."""
-        segment = self.segment_at(vaddr)
-        if segment is None or vaddr - segment.address >= segment.file_size:
-            return None
-        return segment.offset + vaddr - segment.address
 
     def read_vaddr(self, vaddr: int, size: int) -> bytes:
         """``size`` bytes as they are mapped, before relocation; what the file does not hold reads as zeros. Raises
