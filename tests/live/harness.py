@@ -7,51 +7,18 @@ commands ``midflight build``, ``apply``, ``check``, ``revert``.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MIDFLIGHT = (sys.executable, "-m", "midflight")
-PATIENCE = 60.0
-"""Seconds before a target that says nothing is declared dead; far beyond what any machine needs."""
-
-
-@dataclass(frozen=True)
-class Ran:
-    """One finished command."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Its JSON document."""
-        return json.loads(self.out)
-
-
-def midflight(*words: str | Path, status: int | None = 0, env: Mapping[str, str] | None = None) -> Ran:
-    """Run ``midflight``; fails unless it ends with ``status`` (None: any), and on any traceback."""
-    done = subprocess.run(
-        [*MIDFLIGHT, *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, **(env or {})},
-    )
-    ran = Ran(done.returncode, done.stdout, done.stderr)
-    assert "Traceback" not in ran.err, ran.err
-    assert status is None or ran.status == status, f"{words}: status {ran.status}\n{ran.out}\n{ran.err}"
-    return ran
+from tests.commands import PATIENCE, Ran, midflight
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.live.harness import PATIENCE, Fix, Target, check
+from tests.commands import PATIENCE
+from tests.live.harness import Fix, Target, check
 
 SOURCES = Path(__file__).parent / "sources"
 _FIX = re.compile(r"@\{(.*?)@\|(.*?)@\}", re.DOTALL)

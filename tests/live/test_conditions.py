@@ -16,8 +16,9 @@ import pytest
 
 from midflight.process.linux import LinuxProcess
 from midflight.process.ptrace import perf_event_open
+from tests.commands import MIDFLIGHT, midflight
 from tests.engine.handmade import compile_c, make, returns
-from tests.live.harness import MIDFLIGHT, Lab, Target, check, midflight
+from tests.live.harness import Lab, Target, check
 from tests.live.quick import HEAD, Signed, applied, build, clean, ledgers, put, refused, reverted, signed, take
 
 DIGEST = re.compile(r"\b[0-9a-f]{64}$")

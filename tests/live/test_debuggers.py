@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.harness import Fix, Lab, Target, midflight
+from tests.commands import midflight
+from tests.live.harness import Fix, Lab, Target
 from tests.live.story import versions
 
 pytestmark = pytest.mark.live

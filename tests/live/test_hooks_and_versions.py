@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.harness import ASK, Fix, Lab, Target, check, midflight
+from tests.commands import midflight
+from tests.live.harness import ASK, Fix, Lab, Target, check
 from tests.live.story import finish, versions
 
 pytestmark = pytest.mark.live

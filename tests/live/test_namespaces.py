@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import Ran, midflight
 from tests.engine.handmade import Handmade, compile_c, make, returns
-from tests.live.harness import Lab, Ran, Target, check, midflight
+from tests.live.harness import Lab, Target, check
 from tests.live.quick import HEAD, applied, clean, refused, reverted, signed
 
 ASKED = HEAD + 'int main(void) { begin(); spawn((void *(*)(void *))pause, 2, 0); puts("ready"); ask(); }'

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.live.harness import ASK, Lab, Ran
+from tests.commands import Ran
+from tests.live.harness import ASK, Lab
 from tests.live.story import tell, versions
 
 pytestmark = pytest.mark.live

@@ -15,8 +15,9 @@ from midflight.engine.modules import Files
 from midflight.engine.recover import recover
 from midflight.engine.transaction import Limits
 from midflight.process.linux import LinuxProcess
+from tests.commands import midflight
 from tests.engine.handmade import compile_c, make, returns
-from tests.live.harness import Lab, Target, midflight
+from tests.live.harness import Lab, Target
 from tests.live.quick import HEAD, applied, clean, ledgers, put, reverted, signed, take
 
 CONFINED = """

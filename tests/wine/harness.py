@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import queue
 import subprocess
-import sys
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from midflight.engine import integrity, journal, ledger
 from midflight.engine.apply import apply
@@ -23,41 +18,14 @@ from midflight.engine.transaction import Limits, Outcome
 from midflight.patch.hotpatch import Hotpatch, read_hotpatch
 from midflight.process.windows import WindowsProcess
 from midflight.trust.keys import load_public_key
+from tests import commands
+from tests.commands import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "build" / "wine"
-PATIENCE = 60.0
-"""Seconds before a target that says nothing is declared dead; far beyond what any machine needs."""
 
 
-@dataclass(frozen=True)
-class Ran:
-    """One finished command."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Its JSON document."""
-        return json.loads(self.out)
-
-
-def midflight(*words: str | Path, status: int | None = 0, env: Mapping[str, str] | None = None) -> Ran:
-    """Run ``midflight``; fails unless it ends with ``status`` (None: any), and on any traceback."""
-    done = subprocess.run(
-        [sys.executable, "-m", "midflight", *map(str, words)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, **(env or {})},
-    )
-    ran = Ran(done.returncode, done.stdout, done.stderr)
-    assert "Traceback" not in ran.err, ran.err
-    assert status is None or ran.status == status, f"{words}: status {ran.status}\n{ran.out}\n{ran.err}"
-    return ran
+midflight = partial(commands.midflight, timeout=240)
 
 
 def hotpatch_file(name: str) -> Path:
