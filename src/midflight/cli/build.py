@@ -170,9 +170,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
         except RefusedWithFindings as refused:
             out.progress_done()
             out.result({"written": None, "report": dict(refused.report)})
-            for item in _grouped(refused):
+            found = _grouped(refused)
+            for item in found:
                 show_finding(item, "bad", out)
-            raise Refused(_refused(refused, out.json)) from None
+            raise Refused(str(refused) if out.json else _refused(found)) from None
     out.progress_done()
     digest = write_hotpatch(args.output, made.manifest, made.payloads, signer)
     out.result(
@@ -337,13 +338,10 @@ def request_of(args: argparse.Namespace, work: Path, overrides: Mapping[tuple[st
     )
 
 
-def _refused(refused: RefusedWithFindings, for_programs: bool) -> str:
-    """The one line: everything for programs; people have the findings above it."""
-    if for_programs:
-        return str(refused)
-    codes = ", ".join(dict.fromkeys(item.code for item in refused.findings))
-    number = len(_grouped(refused))
-    count = "one finding" if number == 1 else f"{number} findings"
+def _refused(found: Sequence[Mapping[str, Any]]) -> str:
+    """The one line for people, who have the findings above it."""
+    codes = ", ".join(dict.fromkeys(item["code"] for item in found))
+    count = "one finding" if len(found) == 1 else f"{len(found)} findings"
     return f"refused: {count} ({codes}); no hotpatch was written"
 
 
