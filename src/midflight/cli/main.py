@@ -27,6 +27,7 @@ COMMANDS = {
     "revert": "take a hotpatch out of running processes",
     "recover": "finish or undo what an interrupted run left behind",
     "scan": "list the processes that a hotpatch is meant for",
+    "server": "run the control plane of a fleet",
 }
 
 EXIT_STATUS = """\

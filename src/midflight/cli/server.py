@@ -1,0 +1,50 @@
+"""midflight server: run the control plane of a fleet."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+from midflight.cli.output import Output
+
+SUBCOMMANDS = {
+    "init": "make a server: settings, database, keys, repository",
+    "run": "serve devices, administrators and the console",
+    "upgrade": "bring the database to the version of this program",
+}
+
+HELP = """\
+The control plane: enrolls devices, tells each which hotpatch it gets and when, and keeps account of what came of it.
+One command runs everything on SQLite; with PostgreSQL, any number of processes share the work."""
+
+EXAMPLES = """\
+midflight server init /var/lib/midflight
+midflight server run /var/lib/midflight"""
+
+EXIT_STATUS = """\
+0  done
+1  the server or its database failed
+2  bad usage or bad settings"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of this command."""
+    subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND", required=True, title="subcommands")
+    for name, text in SUBCOMMANDS.items():
+        module = importlib.import_module(f"midflight.cli.fleet.{name.replace('-', '_')}")
+        sub = subparsers.add_parser(
+            name,
+            help=text,
+            description=module.HELP.strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(sub)
+        sub.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+        sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
+        sub.set_defaults(module=module)
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Carry out the command; returns the exit status."""
+    return int(args.module.run(args, out))

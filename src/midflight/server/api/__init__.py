@@ -1,0 +1,5 @@
+"""The HTTP interface: one file a resource. ROUTERS lists them; each module has a ``router`` (one line for each)."""
+
+ROUTERS: tuple[str, ...] = (
+    "midflight.server.api.health",
+)  # fmt: skip

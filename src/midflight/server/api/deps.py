@@ -1,0 +1,140 @@
+"""What every route may ask for: the settings, a session, and who is asking."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, Request
+from sqlalchemy.orm import Session
+
+from midflight.server.api.problems import Problem
+from midflight.server.api.scopes import ALL_SCOPES, Scope
+from midflight.server.settings import Settings
+from midflight.server.store import meta
+from midflight.server.store.database import Database
+
+BOOTSTRAP_PREFIX = "mfb_"
+_BOOTSTRAP_HASH = "bootstrap_token_sha256"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who asks."""
+
+    id: str
+    """Stable identifier, written into events and the audit log: ``user:…``, ``token:…`` or ``bootstrap``."""
+    name: str
+    """For people."""
+    scopes: frozenset[str]
+    kind: str = "user"
+    """``user``, ``token`` or ``bootstrap``."""
+
+    def may(self, scope: Scope | str) -> bool:
+        """Whether the actor has the scope."""
+        return scope in self.scopes
+
+
+Authenticator = Callable[[Request, Session], Actor | None]
+"""Looks at a request; None when it carries nothing that this one knows. Raises Problem(401) when what it carries is
+wrong."""
+
+AUTHENTICATORS: list[Authenticator] = []
+"""Asked in order; the first that answers decides. midflight.server.access adds its own (sessions, API tokens)."""
+
+
+def get_settings(request: Request) -> Settings:
+    """The settings of the app."""
+    return cast(Settings, request.app.state.settings)
+
+
+def get_database(request: Request) -> Database:
+    """The database of the app."""
+    return cast(Database, request.app.state.database)
+
+
+def get_session(request: Request, database: Annotated[Database, Depends(get_database)]) -> Iterator[Session]:
+    """A session for the request: it writes (one transaction, committed before the answer leaves) unless the method is
+    safe."""
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        with database.read() as session:
+            yield session
+    else:
+        with database.write() as session:
+            yield session
+
+
+# "function": ended when the route returns, before the response is sent. What was answered is in the database.
+DbSession = Annotated[Session, Depends(get_session, scope="function")]
+AppSettings = Annotated[Settings, Depends(get_settings)]
+AppDatabase = Annotated[Database, Depends(get_database)]
+
+
+def get_actor(request: Request, session: DbSession) -> Actor:
+    """Who asks.
+
+    Raises:
+        Problem: 401, nobody that is known.
+    """
+    for authenticator in AUTHENTICATORS:
+        if (actor := authenticator(request, session)) is not None:
+            return actor
+    raise Problem(
+        401,
+        "unauthenticated",
+        "say who you are: Authorization: Bearer TOKEN, or log in",
+        {"WWW-Authenticate": 'Bearer realm="midflight"'},
+    )
+
+
+CurrentActor = Annotated[Actor, Depends(get_actor)]
+
+
+def require(scope: Scope) -> Any:
+    """A parameter default for a route: the actor, who has the scope (403 otherwise).
+
+    Use as ``actor: Annotated[Actor, require(Scope.DEVICES_READ)]``. The dependency keeps its scope in
+    ``midflight_scope``, so that a test can tell for every route what it demands."""
+
+    def check(actor: CurrentActor) -> Actor:
+        if not actor.may(scope):
+            raise Problem(403, "forbidden", f"{actor.name} lacks the scope {scope.value}; ask an administrator for it")
+        return actor
+
+    check.midflight_scope = scope  # type: ignore[attr-defined]
+    return Depends(check)
+
+
+def make_bootstrap_token(session: Session) -> str:
+    """A new bootstrap token, which may do everything; it replaces the former. Only its hash is stored."""
+    token = BOOTSTRAP_PREFIX + secrets.token_urlsafe(32)
+    meta.write(session, _BOOTSTRAP_HASH, hashlib.sha256(token.encode()).hexdigest())
+    return token
+
+
+def drop_bootstrap_token(session: Session) -> None:
+    """Let the bootstrap token be good for nothing from now on."""
+    meta.write(session, _BOOTSTRAP_HASH, None)
+
+
+def bearer_token(request: Request) -> str | None:
+    """The token of the Authorization header, if there is one."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+
+
+def _bootstrap(request: Request, session: Session) -> Actor | None:
+    token = bearer_token(request)
+    if token is None or not token.startswith(BOOTSTRAP_PREFIX):
+        return None
+    wanted = meta.read(session, _BOOTSTRAP_HASH) or ""
+    if not hmac.compare_digest(hashlib.sha256(token.encode()).hexdigest(), wanted):
+        raise Problem(401, "unauthenticated", "this bootstrap token is not (or no longer) valid")
+    return Actor("bootstrap", "bootstrap administrator", frozenset(ALL_SCOPES), "bootstrap")
+
+
+AUTHENTICATORS.append(_bootstrap)
