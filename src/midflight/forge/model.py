@@ -103,8 +103,19 @@ class Atom:
     padded: bool = False
     """Whether zeros that fill up to the next label may be at its end: COFF says where unnamed constants begin, not
     where they end."""
+    lead: bytes = b""
+    """Filling that its section begins with, right up to it: room for a jump that compilers leave where they are asked
+    to make functions hot-patchable. Nothing else is in the section before it, and nothing refers to it."""
+    least_alignment: int = 0
+    """What its address in run is a multiple of; 0: ``alignment``. GNU's assembler aligns sections of COFF objects to 16
+    bytes at least, so that ``alignment`` is that of the copy, but says little of what stands in a section of others."""
     sized: bool = True
     """False where the object does not say where it ends (hand-written assembler): it reaches up to the next symbol."""
+
+    @property
+    def aligned(self) -> int:
+        """What its address in run is a multiple of, whatever sections run was built with."""
+        return self.least_alignment or self.alignment
 
 
 @dataclass(frozen=True, slots=True)

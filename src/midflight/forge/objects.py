@@ -18,7 +18,7 @@ import iced_x86 as x86
 from midflight.forge import relocs as r
 from midflight.forge.frames import Cie, RawFde, read_frames
 from midflight.forge.model import Atom, AtomKind, ObjectCode, Reference
-from midflight.forge.pieces import Piece, cut_at_labels, cut_at_symbols, cut_strings, is_pool, split
+from midflight.forge.pieces import Piece, cut_at_labels, cut_at_symbols, cut_strings, is_filling, is_pool, split
 from midflight.forge.rawobject import RawObject
 from midflight.image.model import Relocation, Section, Symbol
 
@@ -40,6 +40,8 @@ _FIELD_SIZES = {1: 8, 12: 2, 13: 2, 14: 1, 15: 1, 16: 8, 17: 8, 18: 8, 24: 8, 25
 _CHILD = re.compile(r"^(.+?)\.(?:cold|part|isra|constprop)(?:\.\d+)?(?:\.(?:cold|part|isra|constprop)(?:\.\d+)?)*$")
 # gcc for Windows: a slot with the address of type information, for exception tables, and filling.
 _TYPE_SLOT = ".data$.LDFCM"
+# GNU's assembler aligns the sections of COFF objects to so many bytes at least.
+_ALWAYS_ALIGNED = 16
 _CHILD_TAIL = re.compile(r"\.(?:cold|part|isra|constprop)(?:\.\d+)?$")
 
 
@@ -239,7 +241,7 @@ def _crude_targets(raw: RawObject) -> dict[int, set[int]]:
     """Offsets that relocations against section symbols may mean, with every possible bias of a PC-relative field."""
     found: dict[int, set[int]] = {}
     for section in raw.sections:
-        if not section.flags & SHF_ALLOC:
+        if not section.flags & SHF_ALLOC or section.name.startswith(".pdata"):  # it names ends, too
             continue
         for relocation in raw.relocations(section.index):
             symbol = raw.symbols[relocation.symbol]
@@ -343,6 +345,10 @@ def _make_atom(
         alignment = piece.start & -piece.start
     names = list(dict.fromkeys(symbol.name for symbol in piece.symbols))
     primary = piece.symbols[0] if piece.symbols else None
+    least = 0
+    if raw.format == "pe" and primary is not None and alignment == _ALWAYS_ALIGNED:
+        extent = raw.extents.get(primary.name)
+        least = 1 if extent is None else extent.alignment
     return Atom(
         key=piece.key,
         name=primary.name if primary else "",
@@ -358,7 +364,20 @@ def _make_atom(
         ifunc=any(symbol.type == "ifunc" for symbol in piece.symbols),
         padded=piece.padded and not inside,
         sized=piece.sized,
+        lead=_lead(raw, section, piece) if kind == "function" else b"",
+        least_alignment=least,
     )
+
+
+def _lead(raw: RawObject, section: Section, piece: Piece) -> bytes:
+    """The filling that begins the section of a function, right before it; b"" where anything else is there."""
+    before = raw.content(section.index)[: piece.start]
+    if not before or any(item.offset < piece.start for item in raw.relocations(section.index)):
+        return b""
+    labels = (s for s in raw.symbols if s.section == section.index and s.type != "section")
+    if any(label.value < piece.start for label in labels) or not is_filling(before):
+        return b""
+    return before
 
 
 def _instruction_ends(code: bytes, offsets: Sequence[int]) -> dict[int, int]:

@@ -125,8 +125,13 @@ def _is_padding(raw: RawObject, section: Section, start: int, end: int) -> bool:
         return False
     if not section.flags & SHF_EXECINSTR or not any(data):
         return not any(data)
+    return is_filling(data)
+
+
+def is_filling(code: bytes) -> bool:
+    """Whether bytes of code are nothing but what compilers and assemblers fill gaps with."""
     return all(
         instruction.mnemonic in (x86.Mnemonic.NOP, x86.Mnemonic.INT3)
         or (instruction.mnemonic == x86.Mnemonic.XCHG and instruction.len <= 2)
-        for instruction in x86.Decoder(64, data)
+        for instruction in x86.Decoder(64, code)
     )

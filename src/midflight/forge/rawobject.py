@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from midflight.errors import ImageError
-from midflight.forge.difference.sizes import variable_sizes
+from midflight.forge.difference.sizes import Extent, variable_extents
 from midflight.image.binary import open_object
 from midflight.image.coffobject import CoffObject, RuntimeFunction
 from midflight.image.model import Relocation, Section, Symbol
@@ -34,10 +34,13 @@ class RawObject:
             self._relocations = {s.index: code.relocations(s) for s in self.sections if _is_loaded(s)}
             self.runtime_functions: Sequence[RuntimeFunction] = ()
             """What .pdata describes, in COFF objects."""
+            self.extents: Mapping[str, Extent] = {}
+            """What debug information says of variables, in COFF objects."""
             if isinstance(code, CoffObject):
                 self.runtime_functions = code.runtime_functions
                 self.sections = _numbered(code.sections)
-                self.symbols = _measured(code.symbols(), file)
+                self.extents = _extents(code.symbols(), file)
+                self.symbols = _measured(code.symbols(), self.extents)
         if not self.symbols:
             raise ImageError(f"{file}: has no symbol table; build it without stripping")
 
@@ -54,14 +57,16 @@ def _is_loaded(section: Section) -> bool:
     return bool(section.flags & 0x2)  # SHF_ALLOC
 
 
-def _measured(symbols: Sequence[Symbol], file: Path) -> Sequence[Symbol]:
+def _extents(symbols: Sequence[Symbol], file: Path) -> Mapping[str, Extent]:
+    named = any(symbol.size and symbol.type in ("object", "tls") for symbol in symbols)
+    return variable_extents(file) if named else {}
+
+
+def _measured(symbols: Sequence[Symbol], extents: Mapping[str, Extent]) -> Sequence[Symbol]:
     """Symbols of variables with the sizes that debug information gives: theirs have the filling behind them as well."""
-    if not any(symbol.size and symbol.type in ("object", "tls") for symbol in symbols):
-        return symbols
-    sizes = variable_sizes(file)
     return [
-        replace(symbol, size=min(symbol.size, sizes.get(symbol.name, symbol.size)))
-        if symbol.type in ("object", "tls") and not symbol.common
+        replace(symbol, size=min(symbol.size, extents[symbol.name].size))
+        if symbol.type in ("object", "tls") and not symbol.common and symbol.name in extents
         else symbol
         for symbol in symbols
     ]

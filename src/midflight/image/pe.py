@@ -35,6 +35,7 @@ _FILE_DLL = 0x2000
 _RELOCS_STRIPPED = 0x1
 # [rex.W] jmp *disp32(%rip): what import libraries hold, and linkers write.
 _STUB = re.compile(rb"\x48?\xff\x25([\s\S]{4})")
+_GCC = re.compile(rb"GCC: \([ -~]{1,60}?\) [ -~]{1,60}(?=\0)")
 EXPORT, IMPORT, EXCEPTION, BASERELOC, DEBUG, TLS, LOAD_CONFIG, IAT = 0, 1, 3, 5, 6, 9, 10, 12
 
 
@@ -246,10 +247,12 @@ class PeFile(Reader, Mapped):
         """(): of an image, :meth:`dynamic_relocations` are what there is."""
         return ()
 
-    @property
+    @cached_property
     def comments(self) -> tuple[str, ...]:
-        """(): the image does not say who compiled it."""
-        return ()
+        """What compilers wrote of themselves: gcc leaves its name among the constants; others say nothing."""
+        constants = self.section(".rdata")
+        data = self.section_data(constants) if constants is not None else b""
+        return tuple(sorted({decode(name) for name in _GCC.findall(data)}))
 
     @property
     def is_lto(self) -> bool:

@@ -195,7 +195,7 @@ def _validate_relocations(target: Target, code: Segment) -> None:
         raise FieldError(f"overlaps with relocations[{clash[0]}]", f".relocations[{clash[1]}]")
     end = max(segment.offset + segment.size for segment in target.segments)
     for index, (relocation, (offset, size)) in enumerate(zip(relocations, places, strict=True)):
-        reason = _relocation_fault(relocation, len(target.imports), end)
+        reason = _relocation_fault(relocation, len(target.imports), end, _slot_alignment(target))
         if reason is None and not _in_file_part(target.segments, offset, size):
             reason = "must lie in the part of one segment that comes from the file"
         if reason is None and relocation.branch and not _in_file_part((code,), offset, size):
@@ -204,7 +204,12 @@ def _validate_relocations(target: Target, code: Segment) -> None:
             raise FieldError(reason, f".relocations[{index}]")
 
 
-def _relocation_fault(relocation: Relocation, imports: int, end: int) -> str | None:
+def _slot_alignment(target: Target) -> int:
+    """Import libraries of dlltool leave slots of PE images at any multiple of four bytes."""
+    return 4 if target.build_id.startswith("pe-") else 8
+
+
+def _relocation_fault(relocation: Relocation, imports: int, end: int, alignment: int) -> str | None:
     """What is wrong with target, form and branch of a relocation, or None."""
     if relocation.branch and (relocation.form != "pc32" or relocation.kind == "slot"):
         return "must not be a branch: a branch is a pc32 field that leads to code"
@@ -212,8 +217,8 @@ def _relocation_fault(relocation: Relocation, imports: int, end: int) -> str | N
         return f"refers to import {relocation.target}, but there are {imports}"
     if relocation.kind == "payload" and relocation.target > end:
         return "refers to a place behind the end of the payload"
-    if relocation.kind == "slot" and relocation.target % 8:
-        return "refers to a slot that is not aligned to 8 bytes"
+    if relocation.kind == "slot" and relocation.target % alignment:
+        return f"refers to a slot that is not aligned to {alignment} bytes"
     return None
 
 

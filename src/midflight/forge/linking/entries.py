@@ -33,19 +33,20 @@ class NoRoom:
 
 
 def classify(
-    run: RunImage, vaddr: int, size: int, labels: Iterable[int] = (), *, padded: bool = True
+    run: RunImage, vaddr: int, size: int, labels: Iterable[int] = (), *, padded: bool = True, lead: bytes = b""
 ) -> Entry | NoRoom:
     """How the function of ``size`` bytes at ``vaddr`` can be led elsewhere.
 
     ``padded``: whether the padding before it may be used for an entry of the kind hotpatch. ``labels`` are addresses in
-    it that jump tables and address constants lead to, besides those its own branches show.
+    it that jump tables and address constants lead to, besides those its own branches show. ``lead`` is the filling that
+    its object has right before it, and for it alone.
     """
     code = run.code(vaddr, size)
     at = vaddr + (len(_ENDBR64) if code.startswith(_ENDBR64) else 0)
     if len(code) < size or at >= vaddr + size:
         return NoRoom("the function has no code")
     targets = set(labels) | _branch_targets(code, vaddr)
-    if padded and run.elf.format == "pe" and _is_hotpatchable(run, code, vaddr, targets):
+    if padded and run.elf.format == "pe" and _is_hotpatchable(run, code, vaddr, targets, lead):
         return Entry("hotpatch", vaddr, run.code(vaddr, SHORT), vaddr - NEAR, run.code(vaddr - NEAR, NEAR))
     near = _near_fault(run, at, vaddr + size, targets)
     if near is None:
@@ -59,13 +60,18 @@ def classify(
     return NoRoom(f"{near}, and {short}")
 
 
-def _is_hotpatchable(run: RunImage, code: bytes, vaddr: int, targets: set[int]) -> bool:
+def _is_hotpatchable(run: RunImage, code: bytes, vaddr: int, targets: set[int], lead: bytes) -> bool:
     """Whether padding is before an even entry, and its first instruction can be exchanged by one write of two bytes."""
     first = next(iter(decode.decode(code[:15], vaddr)), None)
     if vaddr % SHORT or first is None or first.is_invalid or first.len < SHORT or code.startswith(_ENDBR64):
         return False
     pad = vaddr - NEAR
-    return not _crosses_page(pad, NEAR) and vaddr + 1 not in targets and _is_padding(run, pad, vaddr)
+    if _crosses_page(pad, NEAR) or vaddr + 1 in targets:
+        return False
+    # What the compiler put before the function is its own, whatever stands before that: functions of clang that save
+    # nothing have no unwind information, and look like a gap with something in it.
+    own = len(lead) >= NEAR and run.code(pad, NEAR) == lead[-NEAR:] and not run.owned(pad, vaddr)
+    return own or _is_padding(run, pad, vaddr)
 
 
 def _branch_targets(code: bytes, vaddr: int) -> set[int]:

@@ -408,7 +408,7 @@ class _Linker:
             if old.ifunc:
                 self.findings[finding("MF121", pre[0], old.name)] = None
                 continue
-            entry = classify(self.run, place.vaddr, place.size, self._labels(pre))
+            entry = classify(self.run, place.vaddr, place.size, self._labels(pre), lead=old.lead)
             if not isinstance(entry, NoRoom) and entry.kind == "hotpatch" and self._is_taken(entry, found):
                 entry = classify(self.run, place.vaddr, place.size, self._labels(pre), padded=False)
             if isinstance(entry, NoRoom):

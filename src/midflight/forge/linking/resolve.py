@@ -269,10 +269,14 @@ class Resolver:
             if name in self.match.slots:
                 return self.match.slots[name]
             pointer = self.run.table.symbol(f"__imp_{name}")
-            if pointer is not None and pointer.section is not None and pointer.value % 8 == 0:
+            if pointer is not None and pointer.section is not None and self._is_word(pointer.value):
                 return pointer.value
         for got in self.run.elf.got_entries:
             if got.symbol.name == name and (branch or not got.lazy or self.run.elf.bind_now):
                 versions = {g.symbol.version for g in self.run.elf.got_entries if g.symbol.name == name}
                 return got.vaddr if len(versions) == 1 else None
         return None
+
+    def _is_word(self, vaddr: int) -> bool:
+        """Whether eight bytes are a pointer by their place, or one that the loader fills."""
+        return vaddr % 8 == 0 or vaddr in self.run.relocations

@@ -121,11 +121,11 @@ class Evidence:
         before, after = prover.order.previous(key), prover.order.next(key)
         if before is not None:
             other = self._names.atom(*before)
-            if any(_aligned(v + other.size, atom) == vaddr for v in self._known(before)):
+            if any(vaddr in _behind(v + other.size, atom) for v in self._known(before)):
                 found.append(before[1])
-        if after is not None and self._names.atom(*after).alignment <= atom.alignment * _NEAR_PLACES:
+        if after is not None and self._names.atom(*after).alignment <= atom.aligned * _NEAR_PLACES:
             other = self._names.atom(*after)
-            if any(_aligned(vaddr + atom.size, other) == v for v in self._known(after)):
+            if any(v in _behind(vaddr + atom.size, other) for v in self._known(after)):
                 found.append(after[1])
         return found
 
@@ -161,8 +161,9 @@ class Evidence:
         return sum(counts for counts in hows.values()) >= ENOUGH
 
 
-def _aligned(vaddr: int, atom: Atom) -> int:
-    return -(-vaddr // atom.alignment) * atom.alignment
+def _behind(end: int, atom: Atom) -> set[int]:
+    """Where an atom is that comes right after ``end``: in a section of its own, or in one with others."""
+    return {-(-end // alignment) * alignment for alignment in (atom.alignment, atom.aligned)}
 
 
 def _telling(atom: Atom) -> bool:

@@ -355,8 +355,10 @@ class Interpreter:
 
     def _slot(self, id_: Id, slot: int, how: Source) -> Iterator[Fact]:
         relocation, pointer = self.run.relocations.get(slot), self.run.pointer(slot)
-        # psABI 4.4.2 and 5.2: a slot is a word of data.
-        if pointer is None or slot % 8 or not self.run.may_be_slot(slot):
+        # psABI 4.4.2 and 5.2: a slot is a word of data. That of an import of a PE image is where the import directory
+        # has it, which with import libraries of dlltool may be at any multiple of 4.
+        imported = relocation is not None and relocation.type == r.GLOB_DAT and self.run.elf.format == "pe"
+        if pointer is None or (slot % 8 and not imported) or not self.run.may_be_slot(slot):
             raise Contradiction(f"{how} refers to {slot:#x}, which is no slot of the GOT")
         if relocation is None and pointer.value and self.run.is_relocated:
             raise Contradiction(f"{how} refers to {slot:#x}, which the loader does not fill")

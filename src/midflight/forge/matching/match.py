@@ -192,7 +192,14 @@ class _Matcher:
         elif attempt.source == "contents" and (attempt.tried == 0 or attempt.reach < len(self.names.atom(*key).data)):
             self._find("MF132", key)
         else:
-            self._find("MF130", key, difference=attempt.reason)
+            self._find("MF130", key, difference=attempt.reason + self._other_compiler(key[0]))
+
+    def _other_compiler(self, path: Path) -> str:
+        """What explains a difference, when the image names its compilers and that of the object is none of them."""
+        made, named = self.inputs[path].compiler, self.run.elf.comments
+        if not made or not named or any(part in named for part in made.split("; ")):
+            return ""
+        return f" (run names {', '.join(named)}; pre was compiled by {made})"
 
     def _cannot_exist(self, key: Key) -> bool:
         """Whether run cannot have this function: nothing that was matched refers to it, no symbol names it, and either

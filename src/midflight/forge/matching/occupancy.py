@@ -39,8 +39,8 @@ class Occupancy:
             problem = self._function(fact.value)
         elif atom.kind in ("data", "bss") and atom.name:
             problem = self._variable(fact, atom)
-        elif atom.name and fact.value % atom.alignment:
-            problem = f"which is not aligned to {atom.alignment}"
+        elif atom.name and fact.value % atom.aligned:
+            problem = f"which is not aligned to {atom.aligned}"
         if problem:
             raise Contradiction(f"{fact.how} says that {show(self._names, fact.id)} is at {fact.value:#x}, {problem}")
 
@@ -52,8 +52,8 @@ class Occupancy:
     def _variable(self, fact: Fact, atom: Atom) -> str:
         if not self._run.is_writable(fact.value):
             return "where nothing can be written"
-        if fact.value % atom.alignment:
-            return f"which is not aligned to {atom.alignment}"
+        if fact.value % atom.aligned:
+            return f"which is not aligned to {atom.aligned}"
         position = bisect.bisect_left(self._taken, (fact.value + atom.size, 0))
         for start, end, other in reversed(self._taken[max(position - 2, 0) : position]):
             if end > fact.value and other != fact.id:
