@@ -57,15 +57,22 @@ class UntrustedError(EnvelopeError):
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A DSSE envelope: the statement's bytes, and signatures by key id, in the order of the key ids."""
+    """A DSSE envelope: the statement's bytes, and signatures by key id, in the order of the key ids.
+
+    ``kind`` is its payload type, which is signed too: what was signed as one thing is never taken for another.
+    """
 
     payload: bytes
     signatures: Mapping[str, bytes]
+    kind: str = PAYLOAD_TYPE
 
     def signed_by(self, signer: Signer) -> Envelope:
         """The same envelope with one more signature (or the same one again)."""
-        signatures = {**self.signatures, signer.key_id: signer.sign(pre_authentication_encoding(self.payload))}
-        return Envelope(self.payload, dict(sorted(signatures.items())))
+        signatures = {
+            **self.signatures,
+            signer.key_id: signer.sign(pre_authentication_encoding(self.payload, self.kind)),
+        }
+        return Envelope(self.payload, dict(sorted(signatures.items())), self.kind)
 
     def verified_by(self, trusted: Iterable[PublicKey]) -> tuple[str, ...]:
         """The trusted keys (by id) that signed this envelope; one is enough.
@@ -74,7 +81,7 @@ class Envelope:
             UntrustedError: there is none.
             EnvelopeError: a signature that claims to be by a trusted key is not.
         """
-        message = pre_authentication_encoding(self.payload)
+        message = pre_authentication_encoding(self.payload, self.kind)
         signers: list[str] = []
         for key in {key.key_id: key for key in trusted}.values():
             signature = self.signatures.get(key.key_id)
@@ -91,33 +98,33 @@ class Envelope:
         return tuple(sorted(signers))
 
 
-def pre_authentication_encoding(payload: bytes) -> bytes:
+def pre_authentication_encoding(payload: bytes, kind: str = PAYLOAD_TYPE) -> bytes:
     """What is signed: PAE(type, body) of the DSSE protocol."""
-    kind = PAYLOAD_TYPE.encode()
-    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+    name = kind.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(name), name, len(payload), payload)
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
     """The one encoding of an envelope that is accepted again."""
     document = {
         "payload": _base64(envelope.payload),
-        "payloadType": PAYLOAD_TYPE,
+        "payloadType": envelope.kind,
         "signatures": [{"keyid": key_id, "sig": _base64(sig)} for key_id, sig in envelope.signatures.items()],
     }
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
-def decode_envelope(data: bytes) -> Envelope:
-    """Read an envelope. Nothing in it is verified by that.
+def decode_envelope(data: bytes, kind: str = PAYLOAD_TYPE) -> Envelope:
+    """Read an envelope around a payload of that type. Nothing in it is verified by that.
 
     Raises:
-        EnvelopeError: it is malformed, or not encoded as :func:`encode_envelope` does it.
+        EnvelopeError: it is malformed, of another type, or not encoded as :func:`encode_envelope` does it.
     """
     document = _load(data, "envelope")
     if not isinstance(document, dict) or document.keys() != {"payload", "payloadType", "signatures"}:
         raise EnvelopeError("has an envelope that is not of the DSSE form")
-    if document["payloadType"] != PAYLOAD_TYPE:
-        raise EnvelopeError(f"has an envelope around something else than an in-toto statement ({PAYLOAD_TYPE})")
+    if document["payloadType"] != kind:
+        raise EnvelopeError(f"has an envelope around something else than {kind}")
     entries = document["signatures"]
     if not isinstance(entries, list) or len(entries) > MAX_SIGNATURES:
         raise EnvelopeError(f"has an envelope without a list of at most {MAX_SIGNATURES} signatures")
@@ -131,7 +138,7 @@ def decode_envelope(data: bytes) -> Envelope:
         signatures[key_id] = _unbase64(entry["sig"])
         if len(signatures[key_id]) != _SIGNATURE_SIZE:
             raise EnvelopeError(f"has a signature that is not {_SIGNATURE_SIZE} bytes long")
-    envelope = Envelope(_unbase64(document["payload"]), signatures)
+    envelope = Envelope(_unbase64(document["payload"]), signatures, kind)
     # One encoding only: no second spelling of the same signatures, no duplicates, nothing hidden in white space.
     if list(signatures) != sorted(signatures) or encode_envelope(envelope) != data:
         raise EnvelopeError("has an envelope that is not in its canonical form")
