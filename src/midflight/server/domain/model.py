@@ -433,7 +433,8 @@ class Deployment:
 class Membership:
     """One device in one deployment."""
 
-    ring: int
+    ring: int | None
+    """None: not (yet) eligible, so in no ring."""
     state: DeviceState = DeviceState.PENDING
     reason: Reason = Reason.AWAITING_RING
     detail: str = ""

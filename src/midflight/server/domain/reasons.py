@@ -62,7 +62,7 @@ class Reason(StrEnum):
     FAULTED_REVOKED = "faulted_revoked", _A, "the content was revoked; this is final"
     FAULTED_OUTDATED = "faulted_outdated", _A, "the content's last day of deployment has passed"
     FAULTED_SUPERSEDED = "faulted_superseded", _M, "newer content replaces it"
-    FAULTED_EMPTY = "faulted_empty", _A, "the audience has no devices"
+    AUDIENCE_EMPTY = "audience_empty", _A, "no device of the audience can take it yet"
 
     # -- one device in a deployment
     OFFERED = "offered", _M, "offered; the device has not answered yet"

@@ -1,0 +1,69 @@
+"""What was published, for fast questions: which baseline an image belongs to, what a package has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from operator import attrgetter
+
+from midflight.server.domain.model import Content, ContentKind, Device
+
+
+class Catalogue:
+    """All content of a repository, revoked content too (it may still run somewhere)."""
+
+    def __init__(self, contents: Iterable[Content] = ()) -> None:
+        self.contents: dict[str, Content] = {}
+        self._baseline_of: dict[str, Content] = {}
+        self._of_package: dict[str, list[Content]] = {}
+        for content in sorted(contents, key=attrgetter("sequence")):
+            self.contents[content.id] = content
+            self._of_package.setdefault(content.package, []).append(content)
+            if content.kind is ContentKind.BASELINE:
+                self._baseline_of.update(dict.fromkeys(content.images, content))
+
+    def __getitem__(self, content: str) -> Content:
+        return self.contents[content]
+
+    def of_package(self, package: str) -> list[Content]:
+        """In order of their sequence."""
+        return self._of_package.get(package, [])
+
+    def baseline_of(self, build_id: str) -> Content | None:
+        """The baseline that installs an image, if it was published here."""
+        return self._baseline_of.get(build_id)
+
+    def installed(self, device: Device, package: str) -> Content | None:
+        """The baseline of a package that a device runs from disk; of several images, the oldest."""
+        found = [
+            baseline
+            for image in device.images or ()
+            if image.package == package and (baseline := self._baseline_of.get(image.build_id)) is not None
+        ]
+        return min(found, key=attrgetter("sequence"), default=None)
+
+    def newest_baseline(self, package: str) -> Content | None:
+        """The newest baseline of a package that is not revoked: what a device without hotpatches falls back to."""
+        return next(
+            (c for c in reversed(self.of_package(package)) if c.kind is ContentKind.BASELINE and not c.revoked), None
+        )
+
+    def fixed_by(self, device: Device, content: Content) -> Content | None:
+        """What on this device contains the fix of a content: a hotpatch that runs everywhere, or its baseline; or None.
+
+        Hotpatches are cumulative since their baseline, and a baseline contains every fix of lower sequence.
+        """
+        baseline = self.installed(device, content.package)
+        if baseline is not None and baseline.sequence >= content.sequence:
+            return baseline
+        if content.kind is ContentKind.BASELINE:
+            return None
+        for patch in device.patches:
+            running = self.contents.get(patch.content)
+            if (
+                running is not None
+                and patch.complete
+                and running.package == content.package
+                and running.sequence >= content.sequence
+            ):
+                return running
+        return None
