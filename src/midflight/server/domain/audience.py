@@ -4,11 +4,11 @@ A rule is an expression over what a device reports and how it is tagged::
 
     tag.site == "berlin" and kernel >= "6.1" and not hostname like "test-*"
 
-Operators, loosest first: ``or``, ``and``, ``not``, then ``== != < <= > >= like in``. Facts: ``id hostname platform kernel
-agent timezone``, ``tag.NAME`` and ``package.NAME`` (the installed version). ``kernel``, ``agent`` and ``package.*``
-compare as versions (deb-version(7)), the others as text, which has no order. ``like`` takes ``*`` and ``?``. A fact
-that a device does not have is the empty text; it is below nothing and above nothing. Nothing else is in the language,
-and it always ends.
+Operators, loosest first: ``or``, ``and``, ``not``, then ``== != < <= > >= like in``. Facts: ``id hostname platform
+kernel agent timezone``, ``tag.NAME`` and ``package.NAME`` (the installed version). ``kernel``, ``agent`` and
+``package.*`` compare as versions (deb-version(7)), the others as text, which has no order. ``like`` takes ``*`` and
+``?``. A fact that a device does not have is the empty text; it is below nothing and above nothing. Nothing else is in
+the language, and it always ends.
 """
 
 from __future__ import annotations

@@ -27,9 +27,8 @@ _BLOCK = timedelta(days=28)
 _AHEAD = timedelta(days=14)
 _EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 _PARTS = frozenset(
-    ("FREQ", "INTERVAL", "COUNT", "UNTIL", "BYDAY", "BYMONTHDAY", "BYMONTH", "BYYEARDAY", "BYWEEKNO", "BYHOUR")
-    + ("BYMINUTE", "BYSETPOS", "WKST")
-)
+    ("FREQ", "INTERVAL", "COUNT", "UNTIL", "WKST", "BYMONTH", "BYWEEKNO", "BYYEARDAY", "BYMONTHDAY", "BYDAY")
+) | {"BYHOUR", "BYMINUTE", "BYSETPOS"}
 MAX_DAILY = 24
 """Openings on one day."""
 _FREQUENCIES = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY")

@@ -1,0 +1,117 @@
+"""How one device stands in one deployment, and what changes that: what it is told, what it reports, and its silence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+
+from midflight.server.domain.model import DeviceState, Gate, Membership
+from midflight.server.domain.reasons import Reason
+
+_OPEN = (DeviceState.OFFERED, DeviceState.DOWNLOADING)
+AWAITED = (Reason.OFFERED, Reason.OFFERED_IN_WINDOW, Reason.OFFERED_EXPEDITED, Reason.OFFERED_PAST_DEADLINE)
+"""It was told to begin now, so an answer is due."""
+
+
+class Result(StrEnum):
+    """What a device reports of an action (check-in protocol, ``outcomes``)."""
+
+    DOWNLOADING = "downloading"
+    APPLIED = "applied"
+    STAGED = "staged"
+    """A baseline lies ready and waits for the restart."""
+    FAILED = "failed"
+    HEALTH_FAILED = "health_failed"
+    CRASHED = "crashed"
+    REVERTED = "reverted"
+    REVERT_FAILED = "revert_failed"
+    INELIGIBLE = "ineligible"
+
+
+_AFTER: dict[Result, tuple[DeviceState, Reason]] = {
+    Result.DOWNLOADING: (DeviceState.DOWNLOADING, Reason.DOWNLOADING),
+    Result.APPLIED: (DeviceState.APPLIED, Reason.APPLIED),
+    Result.STAGED: (DeviceState.OFFERED, Reason.RESTART_NEEDED),
+    Result.FAILED: (DeviceState.FAILED, Reason.APPLY_FAILED),
+    Result.HEALTH_FAILED: (DeviceState.FAILED, Reason.HEALTH_FAILED),
+    Result.CRASHED: (DeviceState.FAILED, Reason.CRASHED),
+    Result.REVERTED: (DeviceState.REVERTED, Reason.REVERTED),
+    Result.REVERT_FAILED: (DeviceState.FAILED, Reason.REVERT_FAILED),
+    Result.INELIGIBLE: (DeviceState.INELIGIBLE, Reason.NOT_AFFECTED),
+}
+BARS = frozenset({Result.HEALTH_FAILED, Result.CRASHED})
+"""After these the content is barred on the device until someone looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a deployment means for a device now; the membership follows it."""
+
+    state: DeviceState
+    reason: Reason
+    detail: str = ""
+
+
+def follow(membership: Membership, verdict: Verdict, now: datetime) -> Membership | None:
+    """The membership after a verdict of :func:`midflight.server.domain.offers.decide`; None: nothing to write."""
+    if (membership.state, membership.reason, membership.detail) == (verdict.state, verdict.reason, verdict.detail):
+        return None
+    offered = membership.offered
+    if offered is None and verdict.state is DeviceState.OFFERED:
+        offered = now
+    same = membership.state is verdict.state and membership.reason is verdict.reason
+    since = membership.since if same and membership.since else now
+    return replace(
+        membership, state=verdict.state, reason=verdict.reason, detail=verdict.detail, since=since, offered=offered
+    )
+
+
+def report(
+    membership: Membership, result: Result, at: datetime, now: datetime, reason: Reason | None = None, detail: str = ""
+) -> Membership:
+    """The membership after a device reported a result.
+
+    Args:
+        membership: before.
+        result: what it reports.
+        at: when it happened, by the device's clock, which may be wrong: never taken to be later than now, nor before
+            the offer.
+        now: the time.
+        reason: the device's own reason, where it gives one (eligibility).
+        detail: its words.
+    """
+    state, usual = _AFTER[result]
+    moment = min(at, now)
+    if membership.offered is not None:
+        moment = max(moment, membership.offered)
+    return replace(membership, state=state, reason=reason or usual, detail=detail, since=moment)
+
+
+def silence(membership: Membership, last_seen: datetime | None, gate: Gate, now: datetime) -> Membership | None:
+    """The membership of a device that has fallen silent; None: it has not.
+
+    Silent is who was offered the content and has not been seen since for so long, and who checks in but leaves
+    unanswered what it was told to begin. Whoever waits for its window, and says so by checking in, is not silent.
+    """
+    if membership.state not in _OPEN or membership.offered is None:
+        return None
+    heard = max(membership.offered, last_seen or membership.offered)
+    gone = now - heard > gate.silence_after
+    due = membership.state is DeviceState.DOWNLOADING or membership.reason in AWAITED
+    unanswered = due and now - (membership.since or membership.offered) > gate.silence_after
+    if not gone and not unanswered:
+        return None
+    detail = (
+        "not seen since the offer" if gone and heard == membership.offered else f"last seen {heard:%Y-%m-%d %H:%M %Z}"
+    )
+    return replace(membership, state=DeviceState.SILENT, reason=Reason.SILENT, detail=detail, since=now)
+
+
+def retry(membership: Membership, now: datetime) -> Membership | None:
+    """A person looked, and lets a failed or barred device try again; None: it is neither."""
+    if membership.state not in (DeviceState.FAILED, DeviceState.BARRED):
+        return None
+    return replace(
+        membership, state=DeviceState.PENDING, reason=Reason.AWAITING_RING, detail="", since=now, offered=None
+    )
