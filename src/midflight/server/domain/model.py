@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from types import MappingProxyType
 
 from midflight.server.domain.reasons import Reason
 
 DAY = timedelta(days=1)
-NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class ContentKind(StrEnum):
@@ -220,7 +218,7 @@ class Device:
 
     id: str
     hostname: str = ""
-    tags: Mapping[str, str] = NOTHING
+    tags: Mapping[str, str] = field(default_factory=dict)
     platform: str = ""
     kernel: str = ""
     agent: str = ""

@@ -134,6 +134,8 @@ def _recurrence(rule: str, start: datetime, after: datetime | None = None) -> rr
         raise WindowError(f"the recurrence {rule!r} must have FREQ={', '.join(_FREQUENCIES)}")
     if (parts.get("BYHOUR", "").count(",") + 1) * (parts.get("BYMINUTE", "").count(",") + 1) > MAX_DAILY:
         raise WindowError(f"the recurrence {rule!r} occurs more than {MAX_DAILY} times a day; open longer instead")
+    if not re.fullmatch("[1-9][0-9]{0,3}", parts.get("INTERVAL", "1")):
+        raise WindowError(f"INTERVAL in the recurrence {rule!r} must be a number from 1 to 9999")
     if "UNTIL" in parts and not _LOCAL.fullmatch(parts["UNTIL"]):
         raise WindowError(f"UNTIL in the recurrence {rule!r} must be local time, such as 20271231T000000")
     if after is not None and "COUNT" not in parts:
@@ -150,10 +152,9 @@ def _recurrence(rule: str, start: datetime, after: datetime | None = None) -> rr
 def _later_start(parts: dict[str, str], start: datetime, after: datetime) -> datetime:
     """A start of the same recurrence near ``after``: otherwise years of occurrences are counted to get there."""
     step = {"DAILY": timedelta(days=1), "WEEKLY": timedelta(weeks=1)}.get(parts["FREQ"])
-    interval = parts.get("INTERVAL", "1")
-    if step is None or not interval.isdecimal() or not int(interval) or after <= start:
+    if step is None or after <= start:
         return start
-    step *= int(interval)
+    step *= int(parts.get("INTERVAL", "1"))
     return start + max(0, (after - start) // step - 1) * step
 
 
