@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Dialect, MetaData, String, Text, TypeDecorator
+from sqlalchemy import JSON, BigInteger, Dialect, Float, MetaData, String, Text, TypeDecorator
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase
 
@@ -82,6 +82,8 @@ class Base(DeclarativeBase):
         list[dict[str, Any]]: Document,
         str: Text,
         int: BigInteger,
+        list[int]: Document,
+        float: Float,
     }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+from sqlalchemy import CursorResult, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from midflight.server.store.base import Base
@@ -14,6 +17,30 @@ class Meta(Base):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[str]
+
+
+class Stamp(Base):
+    """How often something was changed that every process keeps in memory (see midflight.server.store.fleet)."""
+
+    __tablename__ = "stamp"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[int]
+
+
+STAMPS = ("catalogue", "policies", "groups", "deployments", "holds")
+
+
+def bump(session: Session, *names: str) -> None:
+    """Say that something of these kinds was changed. Last thing in a transaction: it makes others wait."""
+    session.flush()
+    for name in sorted(names):
+        if name not in STAMPS:
+            raise ValueError(f"no stamp {name}")
+        done = session.execute(update(Stamp).where(Stamp.name == name).values(value=Stamp.value + 1))
+        if not cast("CursorResult[Any]", done).rowcount:
+            session.add(Stamp(name=name, value=1))
+            session.flush()
 
 
 def read(session: Session, name: str) -> str | None:

@@ -1,5 +1,5 @@
 """Every module that defines tables: importing this one makes ``Base.metadata`` complete (one line for each module)."""
 
-from midflight.server.store import events, meta
+from midflight.server.store import catalogue, devices, events, meta, policies
 
-ALL = (events, meta)
+ALL = (catalogue, devices, events, meta, policies)

@@ -1,0 +1,165 @@
+"""What a device gets: the rules' decision, written down and made into instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+
+from sqlalchemy.orm import Session
+
+from midflight.server.checkin.standing import Place, memberships_of
+from midflight.server.domain import deadlines, memberships, offers, safeguards, windows
+from midflight.server.domain import model as m
+from midflight.server.domain.reasons import Reason
+from midflight.server.domain.standing import standing
+from midflight.server.store import convert, events
+from midflight.server.store.fleet import Fleet
+from midflight.server.store.policies import Membership
+from midflight.trust.encoding import canonical
+from midflight.trust.instructions import Action, Instructions, Window, encode_instructions
+
+LIFETIME = timedelta(hours=24)
+"""How long instructions are good for: how long a device that is cut off goes on by what it was told last."""
+MARGIN = timedelta(hours=12)
+"""They are signed anew so long before they end."""
+AHEAD = timedelta(days=14)
+"""Maintenance windows are sent for so long ahead."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What a device is to be told."""
+
+    instructions: Instructions
+    """With sequence 1: the caller numbers them."""
+    digest: str
+    """Of what they say, times of issue and expiry and the interval left out."""
+    until: datetime
+    """From then on the decision must be made anew."""
+    active: bool
+    """Something is on its way to the device."""
+    interval_s: int
+
+
+def decide(session: Session, place: Place, fleet: Fleet, now: datetime) -> Decided:
+    """Decide, and let the device's memberships follow. The caller holds the device's lock."""
+    device, policy = place.device, place.governance.policy
+    rows = memberships_of(session, device.id, fleet.live)
+    lives = [fleet.live[id] for id in rows]
+    held = safeguards.in_force(fleet.holds, now)
+    stands = standing(
+        device,
+        place.groups,
+        place.governance,
+        {id: convert.membership_of(row) for id, row in rows.items()},
+        [(live.deployment, live.policy) for live in lives],
+        fleet.catalogue,
+        held,
+    )
+    spans = windows.schedule(policy.windows, device.timezone, now) if policy else ()
+    plans = offers.compile_plans(live.plan for live in lives)
+    decision = offers.decide(stands, plans, spans, now)
+    for id, verdict in decision.verdicts.items():
+        _follow(session, rows[id], verdict, device.id, now)
+    actions = tuple(_action(fleet, rows[action.deployment], action) for action in decision.actions)
+    return _decided(place, spans, actions, decision.actions, held, now)
+
+
+def _follow(session: Session, row: Membership, verdict: memberships.Verdict, device: str, now: datetime) -> None:
+    after = memberships.follow(convert.membership_of(row), verdict, now)
+    if after is None:
+        return
+    if row.state != after.state.value and after.state is m.DeviceState.OFFERED:
+        data = {"deployment": row.deployment_id, "ring": row.ring}
+        events.publish(session, "patch.offered", data, subject=device, at=now)
+    row.state, row.reason, row.detail = after.state.value, after.reason.value, after.detail
+    row.since, row.offered = after.since or now, after.offered
+
+
+def _action(fleet: Fleet, row: Membership, action: offers.Action) -> Action:
+    live = fleet.live[action.deployment]
+    # A device that may try again after a failure was offered anew, and so gets a new action.
+    attempt = row.offered or live.deployment.created
+    number = (attempt - _EPOCH) // timedelta(seconds=1)
+    return Action(
+        id=f"{action.deployment}.{action.kind.value}.{number}",
+        kind=action.kind.value,
+        deployment=action.deployment,
+        target=live.content.path,
+        sha256=live.content.sha256,
+        length=live.content.length,
+        deadline=action.deadline.replace(microsecond=0) if action.deadline else None,
+        options={
+            "reason": action.reason.value,
+            "any_time": action.reason in _ANY_TIME or action.kind is offers.ActionKind.REVERT,
+        },
+    )
+
+
+_ANY_TIME = frozenset({Reason.OFFERED_EXPEDITED, Reason.OFFERED_PAST_DEADLINE})
+
+
+def _decided(
+    place: Place,
+    spans: Sequence[m.Interval],
+    actions: tuple[Action, ...],
+    decided: Sequence[offers.Action],
+    held: Sequence[safeguards.Safeguard],
+    now: datetime,
+) -> Decided:
+    device, policy = place.device, place.governance.policy
+    issued = now.replace(microsecond=0)
+    instructions = Instructions(
+        device=device.id,
+        issued=issued,
+        expires=issued + LIFETIME,
+        sequence=1,
+        interval_s=policy.check_in_s if policy else 300,
+        windows=tuple(_whole(span) for span in spans if span.start < now + AHEAD)[:100],
+        actions=actions,
+        policy=_settings(policy, place),
+    )
+    moments = [issued + LIFETIME - MARGIN, *(hold.expires for hold in held if hold.expires)]
+    if decided and spans:
+        moments += [spans[0].start, spans[0].end]
+    moments += [action.deadline for action in decided if action.deadline]
+    if policy and policy.pause and policy.pause.until:
+        moments.append(policy.pause.until)
+    return Decided(
+        instructions,
+        _digest(instructions),
+        min(moment for moment in moments if moment > now),
+        active=any(action.begin_now for action in decided),
+        interval_s=instructions.interval_s,
+    )
+
+
+def _whole(span: m.Interval) -> Window:
+    return Window(span.start.replace(microsecond=0), span.end.replace(microsecond=0))
+
+
+def _settings(policy: m.Policy | None, place: Place) -> dict[str, object]:
+    """What the agent needs to know of the policy."""
+    if policy is None:
+        return {"id": None, "reason": place.governance.reason.value if place.governance.reason else None}
+    return {
+        "id": policy.id,
+        "name": policy.name,
+        "hotpatch": policy.hotpatch,
+        "restart": policy.restart.value,
+        "deadline_s": None if policy.deadline is None else int(policy.deadline.total_seconds()),
+        "grace_s": int(policy.grace.total_seconds()),
+        "warnings_s": [int(warning.total_seconds()) for warning in deadlines.WARNINGS],
+        "any_time": not policy.windows,
+    }
+
+
+def _digest(instructions: Instructions) -> str:
+    """Windows are left out that only came into view because time went on: the first ones decide."""
+    bare = replace(
+        instructions, issued=_EPOCH, expires=_EPOCH + timedelta(days=1), sequence=1, windows=instructions.windows[:1]
+    )
+    return sha256(canonical(encode_instructions(bare).decode())).hexdigest()
