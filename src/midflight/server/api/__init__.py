@@ -2,4 +2,6 @@
 
 ROUTERS: tuple[str, ...] = (
     "midflight.server.api.health",
+    "midflight.server.api.accounts",
+    "midflight.server.api.audit",
 )  # fmt: skip

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
+import orjson
 from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
+from midflight.server.access import audit
 from midflight.server.api.problems import Problem
 from midflight.server.api.scopes import ALL_SCOPES, Scope
 from midflight.server.settings import Settings
@@ -19,6 +22,7 @@ from midflight.server.store import meta
 from midflight.server.store.database import Database
 
 BOOTSTRAP_PREFIX = "mfb_"
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _BOOTSTRAP_HASH = "bootstrap_token_sha256"
 
 
@@ -33,6 +37,8 @@ class Actor:
     scopes: frozenset[str]
     kind: str = "user"
     """``user``, ``token`` or ``bootstrap``."""
+    person: str = ""
+    """Who answers for it: ``user:…``, of a token its owner. Empty: nobody does (bootstrap)."""
 
     def may(self, scope: Scope | str) -> bool:
         """Whether the actor has the scope."""
@@ -60,7 +66,7 @@ def get_database(request: Request) -> Database:
 def get_session(request: Request, database: Annotated[Database, Depends(get_database)]) -> Iterator[Session]:
     """A session for the request: it writes (one transaction, committed before the answer leaves) unless the method is
     safe."""
-    if request.method in ("GET", "HEAD", "OPTIONS"):
+    if request.method in SAFE_METHODS:
         with database.read() as session:
             yield session
     else:
@@ -98,15 +104,54 @@ def require(scope: Scope) -> Any:
     """A parameter default for a route: the actor, who has the scope (403 otherwise).
 
     Use as ``actor: Annotated[Actor, require(Scope.DEVICES_READ)]``. The dependency keeps its scope in
-    ``midflight_scope``, so that a test can tell for every route what it demands."""
+    ``midflight_scope``, so that a test can tell for every route what it demands. It is also what writes the audit log:
+    of every request that changes something, in the transaction of the change; and of every refused one."""
 
-    def check(actor: CurrentActor) -> Actor:
+    async def check(request: Request, session: DbSession, actor: CurrentActor) -> Actor:
+        changes = request.method not in SAFE_METHODS
+        body = await request.body() if changes else b""
         if not actor.may(scope):
+            if changes:
+                await run_in_threadpool(_record_refusal, session, _act(request, actor, body, "refused"))
             raise Problem(403, "forbidden", f"{actor.name} lacks the scope {scope.value}; ask an administrator for it")
+        if changes:
+            audit.record(session, _act(request, actor, body, "done"))
         return actor
 
     check.midflight_scope = scope  # type: ignore[attr-defined]
     return Depends(check)
+
+
+def _act(request: Request, actor: Actor, body: bytes, outcome: str) -> audit.Act:
+    route = request.scope.get("route")
+    detail: dict[str, Any] = {"name": actor.name}
+    if body:
+        try:
+            detail["body"] = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            detail["bytes"] = len(body)
+    if request.url.query:
+        detail["query"] = dict(request.query_params)
+    return audit.Act(
+        actor.kind,
+        actor.id,
+        source_of(request),
+        f"{request.method} {getattr(route, 'path', request.url.path)}",
+        target="/".join(str(value) for value in request.path_params.values()),
+        outcome=outcome,
+        detail=detail,
+    )
+
+
+def _record_refusal(session: Session, act: audit.Act) -> None:
+    session.rollback()
+    audit.record(session, act)
+    session.commit()
+
+
+def source_of(request: Request) -> str:
+    """The address that the request came from."""
+    return request.client.host if request.client else ""
 
 
 def make_bootstrap_token(session: Session) -> str:
@@ -133,7 +178,9 @@ def _bootstrap(request: Request, session: Session) -> Actor | None:
         return None
     wanted = meta.read(session, _BOOTSTRAP_HASH) or ""
     if not hmac.compare_digest(hashlib.sha256(token.encode()).hexdigest(), wanted):
-        raise Problem(401, "unauthenticated", "this bootstrap token is not (or no longer) valid")
+        raise Problem(
+            401, "unauthenticated", "this bootstrap token is not valid; it ends when there is an administrator"
+        )
     return Actor("bootstrap", "bootstrap administrator", frozenset(ALL_SCOPES), "bootstrap")
 
 

@@ -21,6 +21,8 @@ class Scope(StrEnum):
     SAFEGUARDS_READ = "safeguards:read"
     SAFEGUARDS_WRITE = "safeguards:write"
     COMPLIANCE_READ = "compliance:read"
+    COMPLIANCE_CHECK = "compliance:check"
+    """Ask whether one device is compliant: all that a proxy needs (/auth/compliance)."""
     REPORTS_READ = "reports:read"
     EVENTS_READ = "events:read"
     AUDIT_READ = "audit:read"
@@ -28,6 +30,9 @@ class Scope(StrEnum):
     ACCOUNTS_WRITE = "accounts:write"
     WEBHOOKS_READ = "webhooks:read"
     WEBHOOKS_WRITE = "webhooks:write"
+    METRICS_READ = "metrics:read"
+    SELF = "self"
+    """What every signed-in person may do with the own account: change the password, handle the own tokens."""
 
 
 ALL_SCOPES = frozenset(Scope)

@@ -1,0 +1,60 @@
+"""The audit log: reading it, and its head to be kept elsewhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from sqlalchemy import select
+
+from midflight.server.access import audit
+from midflight.server.access.auditchain import stamp
+from midflight.server.access.tables import AuditEntry
+from midflight.server.api.deps import Actor, DbSession, require
+from midflight.server.api.scopes import Scope
+
+router = APIRouter(prefix="/api/v1/audit", tags=["audit"])
+
+
+@router.get("")
+def list_entries(
+    session: DbSession,
+    _actor: Annotated[Actor, require(Scope.AUDIT_READ)],
+    before: Annotated[int | None, Query(ge=1, le=2**62, description="only entries of lower sequence")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    actor: Annotated[str | None, Query(max_length=100)] = None,
+    target: Annotated[str | None, Query(max_length=300)] = None,
+) -> dict[str, Any]:
+    """Entries, newest first. ``next`` is the ``before`` of the next page."""
+    statement = select(AuditEntry).order_by(AuditEntry.sequence.desc()).limit(limit)
+    if before is not None:
+        statement = statement.where(AuditEntry.sequence < before)
+    if actor is not None:
+        statement = statement.where(AuditEntry.actor == actor.replace("\0", "\ufffd"))
+    if target is not None:
+        statement = statement.where(AuditEntry.target == target.replace("\0", "\ufffd"))
+    rows = list(session.scalars(statement))
+    return {"items": [_entry(row) for row in rows], "next": rows[-1].sequence if len(rows) == limit else None}
+
+
+@router.get("/head")
+def head(session: DbSession, _actor: Annotated[Actor, require(Scope.AUDIT_READ)]) -> dict[str, Any]:
+    """Where the log stands. Kept elsewhere, it proves later that nothing was cut off or written anew."""
+    found = audit.head(session)
+    return {"sequence": found.sequence, "hash": found.hash}
+
+
+def _entry(row: AuditEntry) -> dict[str, Any]:
+    return {
+        "sequence": row.sequence,
+        "at": stamp(row.at),
+        "actor_kind": row.actor_kind,
+        "actor": row.actor,
+        "source": row.source,
+        "action": row.action,
+        "target": row.target,
+        "outcome": row.outcome,
+        "detail": row.detail,
+        "previous": row.previous,
+        "hash": row.hash,
+    }

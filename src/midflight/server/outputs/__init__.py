@@ -1,0 +1,1 @@
+"""What the server tells others: webhooks, metrics, security events, compliance tokens, reports, OVAL and VEX."""
