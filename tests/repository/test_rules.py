@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "src" / "midflight"
-STANDARD_LIBRARY_ALONE = ("engine", "image", "patch", "process")
+STANDARD_LIBRARY_ALONE = ("engine", "image", "machine", "patch", "process")
 MAY_IMPORT_MORE = {"patch/signature.py": {"cryptography", "securesystemslib"}}
 
 

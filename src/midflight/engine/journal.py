@@ -1,6 +1,6 @@
 """The journal: announces memory in a target before it exists, so that it can be found before it carries a ledger.
 
-One small file a transaction, in the run folder (``midflight.process.places``), written
+One small file a transaction, in the run folder (``midflight.machine.places``), written
 before the memory is mapped and removed when the ledger stands. What a killed engine leaves here is what ``recover``
 unmaps.
 """
@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from midflight.errors import EngineError
-from midflight.process import places
+from midflight.machine import places
+from midflight.machine.ownership import make_closed_folder
 from midflight.process.filelock import is_locked, try_lock
 from midflight.process.model import Mapping
 
@@ -79,12 +80,12 @@ def _path(announcement: Announcement) -> Path:
 
 
 def _make_folder(path: Path) -> None:
-    if sys.platform == "win32":
-        places.make_closed_folder(path)
-        return
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.stat().st_uid != os.geteuid():
-        raise EngineError(f"{path} belongs to somebody else: set MIDFLIGHT_RUN to a folder of your own")
+    try:
+        make_closed_folder(path)
+    except PermissionError as error:
+        raise EngineError(
+            f"{path} cannot be used ({error.strerror}): remove it, or set MIDFLIGHT_RUN to a folder of your own"
+        ) from None
 
 
 def announce(announcement: Announcement) -> None:

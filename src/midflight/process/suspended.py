@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from midflight.errors import ProcessError
-from midflight.process.places import make_closed_folder, run_folder
+from midflight.machine.ownership import make_closed_folder
+from midflight.machine.places import run_folder
 from midflight.process.win32 import FAILED, THREAD_STOP, api
 
 _MAGIC = b"MFSTOP1\0"
@@ -37,7 +38,12 @@ class Suspensions:
 
     def __init__(self, pid: int, start_time: int, owner: tuple[int, int]) -> None:
         folder = run_folder()
-        make_closed_folder(folder)
+        try:
+            make_closed_folder(folder)
+        except OSError as error:
+            raise ProcessError(
+                f"the run folder {folder} cannot be used ({error.strerror}): nothing was stopped"
+            ) from None
         self._path = folder / f"{pid}-{start_time}{SUFFIX}"
         if self._path.exists():
             # Left by an engine that was killed, and its guardian too: we hold the lock of the process now.

@@ -1,17 +1,17 @@
 """The keys of this machine: one that signs by default, and the folder of public keys that are trusted.
 
-Root has them in /etc/midflight, everybody else in ~/.config/midflight: ``signing.key``, made at first use, and
+They are in the folder of settings (``midflight.machine.places``): ``signing.key``, made at first use, and
 ``trust.d/*.pub``. Whoever can write there decides what code goes into processes, so both must be closed to others.
 """
 
 from __future__ import annotations
 
-import os
-import stat
 import sys
 from pathlib import Path
 
 from midflight.errors import InputError
+from midflight.machine.ownership import changeable_by, make_closed_folder
+from midflight.machine.places import config_folder
 from midflight.trust.keys import (
     PrivateKey,
     PublicKey,
@@ -21,21 +21,29 @@ from midflight.trust.keys import (
     load_public_key,
 )
 
-VARIABLE = "MIDFLIGHT_CONFIG"
-"""Environment variable with another folder."""
-
-_OPEN = stat.S_IWGRP | stat.S_IWOTH
+_MEND = (
+    "let administrators alone own and write it (icacls)"
+    if sys.platform == "win32"
+    else "give it to root and chmod it go-w"
+)
 
 
 def folder() -> Path:
-    """Where the keys of this machine (for root) or of this user are."""
-    if os.environ.get(VARIABLE):
-        return Path(os.environ[VARIABLE]).absolute()
-    if sys.platform == "win32":
-        return Path(os.environ.get("PROGRAMDATA") or r"C:\ProgramData") / "Midflight"
-    if os.geteuid() == 0:
-        return Path("/etc/midflight")
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "midflight"
+    """Where the keys of this machine (for an administrator) or of this user are."""
+    return config_folder()
+
+
+def make_folders(*paths: Path) -> None:
+    """Make folders that everybody may read, and that others cannot change.
+
+    Raises:
+        OSError: one cannot be made, or somebody else made it.
+    """
+    for path in paths:
+        if sys.platform == "win32":
+            make_closed_folder(path)
+        else:
+            path.mkdir(mode=0o755, parents=True, exist_ok=True)
 
 
 def default_signer() -> tuple[PrivateKey, Path, bool]:
@@ -51,8 +59,7 @@ def default_signer() -> tuple[PrivateKey, Path, bool]:
     if made:
         public = folder() / "trust.d" / "local.pub"
         try:
-            for path, mode in ((folder(), 0o755), (public.parent, 0o755)):
-                path.mkdir(mode=mode, parents=True, exist_ok=True)
+            make_folders(folder(), public.parent)
         except OSError as error:
             raise InputError(
                 f"cannot make {error.filename} for a signing key: {error.strerror}; give a key with --key"
@@ -69,13 +76,14 @@ def trusted_keys() -> tuple[PublicKey, ...]:
     """
     place = folder() / "trust.d"
     files = sorted(place.glob("*.pub"))
-    if sys.platform == "win32" and files:
-        raise InputError(f"who can change {place} is not looked at on Windows: name the key with --trust {files[0]}")
     for path in (place, *files) if files else ():
-        state = path.stat()
-        if state.st_uid not in (0, os.geteuid()) or state.st_mode & _OPEN:
+        try:
+            other = changeable_by(path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be looked at: {error.strerror}; name a key with --trust") from None
+        if other is not None:
             raise InputError(
-                f"{path} can be changed by others, so the keys there are not trusted; "
-                "give it to root and chmod it go-w, or name a key with --trust"
+                f"{path} can be changed by others ({other}), so the keys there are not trusted; {_MEND}, "
+                "or name a key with --trust"
             )
     return tuple(load_public_key(path) for path in files)
