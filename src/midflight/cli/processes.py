@@ -14,10 +14,7 @@ from midflight.errors import InputError, ProcessGone
 if TYPE_CHECKING:
     from midflight.engine.transaction import Limits, Outcome
     from midflight.patch.hotpatch import Hotpatch
-    from midflight.process.linux import LinuxProcess
-    from midflight.process.windows import WindowsProcess
-
-    LiveProcess = LinuxProcess | WindowsProcess
+    from midflight.process.live import LiveProcess
 
 # PID_MAX_LIMIT of Linux; a process id of Windows is any 32-bit number
 _PIDS = 1 << 32 if sys.platform == "win32" else 1 << 22
@@ -112,20 +109,14 @@ def chosen(pids: Sequence[int] | None) -> list[LiveProcess]:
     Raises:
         InputError: a named process does not exist.
     """
-    if sys.platform == "win32":
-        from midflight.process.windows import WindowsProcess as OneProcess
-        from midflight.process.windows import processes
-    else:
-        from midflight.process.linux import LinuxProcess as OneProcess
-        from midflight.process.linux import processes
+    from midflight.process.live import all_processes, open_process
 
     if not pids:
-        everything: list[LiveProcess] = list(processes())
-        return sorted(everything, key=lambda process: (process.start_time, process.pid))
+        return all_processes()
     found: list[LiveProcess] = []
     for pid in dict.fromkeys(pids):
         try:
-            found.append(OneProcess(pid))
+            found.append(open_process(pid))
         except ProcessGone as error:
             raise InputError(f"there is no process {pid}") from error
     return found
@@ -133,15 +124,9 @@ def chosen(pids: Sequence[int] | None) -> list[LiveProcess]:
 
 def command_name(pid: int) -> str:
     """The short name of a process, for people."""
-    if sys.platform == "win32":
-        from midflight.process.windows import process_names
+    from midflight.process import live
 
-        return process_names().get(pid, "?")
-    try:
-        with open(f"/proc/{pid}/comm", errors="replace") as file:
-            return file.read().rstrip("\n")
-    except OSError:
-        return "?"
+    return live.command_name(pid)
 
 
 def milliseconds(seconds: float) -> str:

@@ -156,3 +156,6 @@ class Process(Protocol):
 
     def stop(self, timeout: float) -> AbstractContextManager[Stopped]:
         """Stop all threads, those that appear meanwhile included, and take their snapshots."""
+
+    def close(self) -> None:
+        """Give back what is held open (files, handles); the object may be used again."""

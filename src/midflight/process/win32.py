@@ -144,6 +144,7 @@ _KERNEL: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "GetProcessTimes": (_BOOL, (_HANDLE, _HANDLE, _HANDLE, _HANDLE, _HANDLE)),
     "WaitForSingleObject": (_DWORD, (_HANDLE, _DWORD)),
     "GetExitCodeThread": (_BOOL, (_HANDLE, _HANDLE)),
+    "GetExitCodeProcess": (_BOOL, (_HANDLE, _HANDLE)),
     "GetThreadId": (_DWORD, (_HANDLE,)),
     "GetProcessIdOfThread": (_DWORD, (_HANDLE,)),
     "GetCurrentProcess": (_HANDLE, ()),

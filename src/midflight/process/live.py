@@ -1,0 +1,59 @@
+"""The processes of this machine, whatever its system: all of them, one by number, their names, and how they ended."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from midflight.process.linux import LinuxProcess
+    from midflight.process.windows import WindowsProcess
+
+LiveProcess: TypeAlias = "LinuxProcess | WindowsProcess"
+
+
+def open_process(pid: int) -> LiveProcess:
+    """One process.
+
+    Raises:
+        ProcessGone: there is none with that number.
+        ProcessError: we may not look at it.
+    """
+    if sys.platform == "win32":
+        from midflight.process.windows import WindowsProcess
+
+        return WindowsProcess(pid)
+    from midflight.process.linux import LinuxProcess
+
+    return LinuxProcess(pid)
+
+
+def all_processes() -> list[LiveProcess]:
+    """All that we may look at; the oldest first, so that parents come before their children."""
+    if sys.platform == "win32":
+        from midflight.process.windows import processes
+    else:
+        from midflight.process.linux import processes
+
+    return sorted(processes(), key=lambda process: (process.start_time, process.pid))
+
+
+def command_name(pid: int) -> str:
+    """The short name of a process, for people."""
+    if sys.platform == "win32":
+        from midflight.process.windows import process_names
+
+        return process_names().get(pid, "?")
+    try:
+        with open(f"/proc/{pid}/comm", errors="replace") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return "?"
+
+
+def exit_status(process: LiveProcess) -> int | None:
+    """How a process ended that is held open, as its 32-bit exit code; None: it lives, or the system does not say so
+    afterwards (Linux tells it to parents and in events alone)."""
+    from midflight.process.windows import WindowsProcess
+
+    return process.exit_status() if isinstance(process, WindowsProcess) else None
