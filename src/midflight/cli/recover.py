@@ -31,33 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Carry out the command; returns the exit status."""
-    from midflight.engine import journal
-    from midflight.engine.inventory import find_ledgers
+    from midflight.engine.everywhere import recover_everywhere
     from midflight.engine.modules import Files
     from midflight.engine.recover import recover
     from midflight.engine.transaction import Limits
-    from midflight.errors import MidflightError
 
-    outcomes = []
-    announced = {a.pid for a in journal.announced()}
+    found = shared.chosen(args.pid)
     with Files() as files:
-        found = shared.chosen(args.pid)
-        for process in found:
-            with process:
-                if args.all and process.pid not in announced:
-                    try:
-                        if not find_ledgers(process):
-                            continue
-                    except MidflightError:
-                        # A damaged ledger is reported by the recovery itself.
-                        pass
-                out.progress(f"process {process.pid}")
-                outcomes.append(recover(process, files, Limits()))
-    out.progress_done()
-    if args.all:
-        alive = {(process.pid, process.start_time) for process in found}
-        journal.sweep(lambda pid, start: (pid, start) in alive)
-    outcomes = [o for o in outcomes if args.pid or o.outcome != "nothing"]
+        if args.all:
+            outcomes = recover_everywhere(found, files, Limits())
+        else:
+            outcomes = [recover(process, files, Limits()) for process in found]
     out.result({"processes": shared.plain(outcomes)})
     for o in outcomes:
         out.line(f"{o.pid} {shared.command_name(o.pid)}: {o.reason}")

@@ -14,6 +14,8 @@ OS-neutral: everything that touches a process goes through ``midflight.process``
     withdraw     takes hotpatches out of force in one stop
     revert       out again
     recover      finishes or undoes what a killed engine left
+    everywhere   the same over many processes
+    startup      whether a process is still being put together by its loader
     ledger       the record inside the target
     journal      announces memory before it carries a ledger
     integrity    code memory against disk plus ledger

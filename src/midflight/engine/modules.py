@@ -65,6 +65,9 @@ class Files:
                 self._images[key] = None
         return key, self._images[key]
 
+    def __len__(self) -> int:
+        return len(self._images)
+
     def opened(self, key: FileKey) -> ElfFile | None:
         """The file that ``image`` opened under ``key``."""
         return self._images[key]
