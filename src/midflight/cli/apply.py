@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 from midflight.cli import processes as shared
@@ -114,40 +111,10 @@ def _probe(args: argparse.Namespace, outcomes: list[Outcome]) -> str | None:
     """Run the probes; why one failed, or None."""
     if not args.probe:
         return None
-    pids = [str(o.pid) for o in outcomes if o.outcome == "applied"]
-    if not pids:
-        return None
-    environment = {**os.environ, "MIDFLIGHT_PIDS": " ".join(pids)}
-    for command in args.probe:
-        probe = subprocess.Popen(
-            command if sys.platform == "win32" else ["sh", "-c", command],
-            shell=sys.platform == "win32",
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            status = probe.wait(args.probe_timeout)
-        except subprocess.TimeoutExpired:
-            _end(probe)
-            probe.wait()
-            return f"{command!r} did not end within {args.probe_timeout:g} s"
-        except BaseException:
-            _end(probe)
-            raise
-        if status:
-            return f"{command!r} ended with status {status}"
-    return None
+    from midflight.agent.probes import run_probes
 
-
-def _end(probe: subprocess.Popen[bytes]) -> None:
-    """End a probe, and what it started where the system can tell."""
-    if sys.platform == "win32":
-        probe.kill()
-    else:
-        os.killpg(probe.pid, 9)
+    pids = [o.pid for o in outcomes if o.outcome == "applied"]
+    return run_probes(args.probe, pids, args.probe_timeout) if pids else None
 
 
 def _take_out(hotpatch: Hotpatch, outcomes: list[Outcome], files: Files, limits: Limits, why: str) -> None:

@@ -26,6 +26,7 @@ COMMANDS = {
     "check": "compare the code in memory with disk and ledger",
     "revert": "take a hotpatch out of running processes",
     "recover": "finish or undo what an interrupted run left behind",
+    "agent": "keep a machine patched: the daemon, and what it knows",
     "scan": "list the processes that a hotpatch is meant for",
     "server": "run the control plane of a fleet",
 }
@@ -41,7 +42,9 @@ EXIT_STATUS = """\
 _ENVIRONMENT = """\
 NO_COLOR          no colour, even on a terminal
 MIDFLIGHT_DEBUG   set to 1 for full traces of errors
-MIDFLIGHT_CONFIG  folder of this machine's keys (default: /etc/midflight for root, ~/.config/midflight otherwise)"""
+MIDFLIGHT_CONFIG  folder of this machine's keys (default: /etc/midflight for root, ~/.config/midflight otherwise)
+MIDFLIGHT_STATE   folder of what the agent remembers (default: /var/lib/midflight for root)
+MIDFLIGHT_RUN     folder of what an interrupted run leaves (default: /run/midflight for root)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
