@@ -33,6 +33,7 @@ from midflight.server.domain.model import (
     Interval,
     Membership,
     Policy,
+    Requested,
 )
 from midflight.server.domain.reasons import Reason
 
@@ -136,7 +137,9 @@ def compile_plan(deployment: Deployment, policy: Policy, content: Content) -> Pl
         content,
         # revocation stops offers at once, before any background work has noticed it
         offers=rollout.offers(deployment) and content.revoked is None,
-        reverts=deployment.effective is Effective.REVERTING or deployment.reason is Reason.DONE_REVERTED,
+        reverts=deployment.requested is Requested.REVERT
+        or deployment.effective is Effective.REVERTING
+        or deployment.reason is Reason.DONE_REVERTED,
         reason=Reason.FAULTED_REVOKED if content.revoked else deployment.reason,
         open_ring=deployment.ring,
         expedited=deadlines.expedited(deployment, policy),

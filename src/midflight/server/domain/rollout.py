@@ -298,10 +298,13 @@ def _alive(deployment: Deployment, what: str) -> None:
 
 
 def offers(deployment: Deployment) -> bool:
-    """May content be offered now? Devices of open rings alone (``ring`` or lower)."""
-    return (
-        deployment.effective in (Effective.OFFERING, Effective.DONE) and deployment.reason is not Reason.DONE_REVERTED
-    )
+    """May content be offered now? Devices of open rings alone (``ring`` or lower).
+
+    A request counts from the moment it is made, before the effective state follows.
+    """
+    if deployment.requested is not Requested.NONE or deployment.reason is Reason.DONE_REVERTED:
+        return False
+    return deployment.effective in (Effective.OFFERING, Effective.DONE)
 
 
 def tally(members: Sequence[tuple[int | None, DeviceState, datetime | None]], rings: int) -> list[RingTally]:

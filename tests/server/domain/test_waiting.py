@@ -1,0 +1,196 @@
+"""Approvals, gates, deadlines, pauses, restarts and silence: everything that waits, and how long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from midflight.server.domain import approvals, deadlines, gates, memberships
+from midflight.server.domain.gates import Outcome, judge
+from midflight.server.domain.memberships import Result, Verdict
+from midflight.server.domain.model import (
+    Approval,
+    ApprovalMode,
+    ApprovalRule,
+    Classification,
+    ContentKind,
+    DeviceState,
+    Gate,
+    Interval,
+    Membership,
+    Pause,
+    RestartBehaviour,
+    Ring,
+    RingKind,
+    RingTally,
+    Severity,
+)
+from midflight.server.domain.reasons import Reason
+from tests.server.domain.things import DAY, HOUR, NOW, content, deployment, policy
+
+A, F, S, P = DeviceState.APPLIED, DeviceState.FAILED, DeviceState.SILENT, DeviceState.PENDING
+
+
+@given(st.integers(0, 240), st.integers(-240, 480))
+def test_a_delay_is_kept_to_the_hour(delay: int, later: int) -> None:
+    rules = (ApprovalRule(ApprovalMode.AUTOMATIC, delay=delay * HOUR),)
+    verdict = approvals.content_approved(rules, content(), (), NOW + later * HOUR)
+    assert verdict.approved is (later >= delay)
+    if not verdict.approved:
+        assert verdict.reason is Reason.SCHEDULED_FOR_DELAY and verdict.at == NOW + delay * HOUR
+
+
+def test_the_first_rule_that_matches_decides() -> None:
+    rules = (
+        ApprovalRule(ApprovalMode.TWO_PERSON, kinds=frozenset({ContentKind.BASELINE})),
+        ApprovalRule(ApprovalMode.AUTOMATIC, min_severity=Severity.CRITICAL),
+        ApprovalRule(ApprovalMode.AUTOMATIC, max_severity=Severity.HIGH, delay=3 * DAY),
+        ApprovalRule(ApprovalMode.MANUAL, classifications=frozenset({Classification.SECURITY})),
+    )
+    assert approvals.rule_for(rules, content()) is rules[2]
+    assert approvals.rule_for(rules, content(kind=ContentKind.BASELINE)) is rules[0]
+    assert approvals.rule_for(rules[3:], content(classification=Classification.OTHER)) is None
+    assert approvals.content_approved((), content(), (), NOW).reason is Reason.NO_APPROVAL_RULE
+
+
+def test_two_persons_are_two_and_a_rejection_stands_until_taken_back() -> None:
+    rules = (ApprovalRule(ApprovalMode.TWO_PERSON),)
+
+    def verdict(*words: tuple[str, bool]) -> approvals.Verdict:
+        said = [Approval(person, NOW + n * HOUR, word) for n, (person, word) in enumerate(words)]
+        return approvals.content_approved(rules, content(), said, NOW + DAY)
+
+    assert verdict().reason is Reason.AWAITING_APPROVAL
+    assert verdict(("ann", True), ("ann", True)).reason is Reason.AWAITING_SECOND_APPROVAL
+    assert verdict(("ann", True), ("bob", True)).approved
+    assert verdict(("ann", True), ("bob", True), ("eve", False)).reason is Reason.APPROVAL_REJECTED
+    assert verdict(("eve", False), ("ann", True), ("eve", True)).approved
+
+
+def test_a_person_can_shorten_a_delay_and_stop_an_automatic_approval() -> None:
+    rules = (ApprovalRule(ApprovalMode.AUTOMATIC, delay=3 * DAY),)
+    assert approvals.content_approved(rules, content(), [Approval("ann", NOW)], NOW).approved
+    assert not approvals.content_approved(rules, content(), [Approval("ann", NOW, False)], NOW + 9 * DAY).approved
+    ring = Ring("all", RingKind.REST)
+    assert approvals.ring_approved(ring, 1, ()).approved
+    assert not approvals.ring_approved(ring, 1, [Approval("ann", NOW, False, ring=1)]).approved
+
+
+@pytest.mark.parametrize(
+    ("gate", "states", "hours", "outcome"),
+    [
+        (Gate(min_sample=3), {A: 2, P: 5}, 99, Outcome.WAIT),
+        (Gate(min_sample=3), {A: 3, P: 5}, 0.5, Outcome.WAIT),
+        (Gate(min_sample=3), {A: 3, P: 5}, 1, Outcome.PASS),
+        (Gate(min_sample=3), {A: 2}, 1, Outcome.PASS),
+        (Gate(min_sample=3), {A: 1, DeviceState.INELIGIBLE: 4, DeviceState.HELD: 1}, 1, Outcome.PASS),
+        (Gate(min_sample=3), {A: 90, F: 1}, 1, Outcome.HALT),
+        (Gate(min_sample=3), {A: 90, S: 1}, 1, Outcome.HALT),
+        (Gate(min_sample=3, silence_is_failure=False), {A: 90, S: 1}, 1, Outcome.PASS),
+        (Gate(min_sample=3, silence_is_failure=False), {S: 3}, 99, Outcome.WAIT),
+        (Gate(min_sample=5, max_failures=None, max_failure_percent=20), {F: 1, P: 9}, 1, Outcome.WAIT),
+        (Gate(min_sample=5, max_failures=None, max_failure_percent=20), {A: 4, F: 1}, 1, Outcome.PASS),
+        (Gate(min_sample=5, max_failures=None, max_failure_percent=20), {A: 3, F: 2}, 1, Outcome.HALT),
+        (Gate(min_sample=5, max_failures=2, max_failure_percent=20), {F: 3, P: 9}, 0, Outcome.HALT),
+        (Gate(min_sample=1, max_failures=None), {A: 9, F: 1}, 1, Outcome.HALT),
+        (Gate(min_sample=1, max_failures=9), {F: 1}, 99, Outcome.WAIT),
+        (Gate(), {}, 0, Outcome.PASS),
+    ],
+)
+def test_what_a_gate_says(gate: Gate, states: dict[DeviceState, int], hours: float, outcome: Outcome) -> None:
+    tally = RingTally(states, NOW if states.get(A) else None)
+    assert judge(gate, tally, NOW - DAY, NOW + timedelta(hours=hours)).outcome is outcome
+
+
+@given(st.dictionaries(st.sampled_from(DeviceState), st.integers(0, 20)), st.integers(1, 10), st.integers(0, 5))
+def test_a_gate_never_passes_on_silence_or_on_too_few(states: dict[DeviceState, int], sample: int, limit: int) -> None:
+    gate = Gate(min_sample=sample, max_failures=limit, soak=HOUR)
+    word = judge(gate, RingTally(states, NOW), NOW, NOW + 100 * DAY)
+    bad, good = states.get(F, 0) + states.get(S, 0), states.get(A, 0)
+    if word.outcome is Outcome.PASS and any(states.values()):
+        assert good >= 1 and bad <= limit
+        rest = sum(states.get(s, 0) for s in (P, DeviceState.OFFERED, DeviceState.DOWNLOADING))
+        assert good + bad >= sample or rest == 0
+    assert (word.outcome is Outcome.HALT) is (bad > limit)
+
+
+def test_pauses_end_and_deadlines_count() -> None:
+    assert deadlines.paused(Pause(NOW), NOW + 999 * DAY)
+    assert deadlines.paused(Pause(NOW, NOW + DAY), NOW + DAY - HOUR)
+    assert not deadlines.paused(Pause(NOW, NOW + DAY), NOW + DAY)
+    assert not deadlines.paused(Pause(NOW + HOUR), NOW) and not deadlines.paused(None, NOW)
+    quick = deployment(expedite=True)
+    assert deadlines.apply_deadline(deployment(), policy(), NOW) is None
+    assert deadlines.apply_deadline(deployment(), policy(deadline=2 * DAY), NOW) == NOW + 2 * DAY
+    assert deadlines.apply_deadline(quick, policy(deadline=2 * DAY, expedite_allowed=True), NOW) == NOW
+    assert deadlines.apply_deadline(quick, policy(deadline=2 * DAY), NOW) == NOW + 2 * DAY
+
+
+def test_a_restart_is_announced_forced_after_the_grace_and_never_on_the_minute_of_return() -> None:
+    strict = policy(deadline=2 * DAY, grace=DAY)
+    plan = deadlines.restart(strict, NOW, NOW - DAY, (), NOW)
+    assert plan.forced == NOW + 3 * DAY
+    assert [plan.forced - at for at in plan.warnings] == [DAY, 4 * HOUR, HOUR, HOUR / 4]
+    back = NOW + 10 * DAY
+    assert deadlines.restart(strict, NOW, back, (), back).forced == back + DAY
+    assert deadlines.restart(strict, NOW, back, (), back + DAY - 2 * HOUR).warnings == (
+        back + DAY - HOUR,
+        back + DAY - HOUR / 4,
+    )
+    assert deadlines.restart(strict, NOW, NOW, (), NOW, expedite=True).forced == NOW + DAY
+    night = (Interval(NOW + 8 * HOUR, NOW + 10 * HOUR), Interval(NOW + 80 * HOUR, NOW + 82 * HOUR))
+    in_window = replace(strict, restart=RestartBehaviour.IN_WINDOW)
+    assert deadlines.restart(in_window, NOW, NOW, night, NOW).forced == NOW + 80 * HOUR
+    assert deadlines.restart(in_window, NOW, NOW, (), NOW).forced is None
+    for never in (RestartBehaviour.NEVER, RestartBehaviour.SERVICES):
+        assert deadlines.restart(replace(strict, restart=never), NOW, NOW, night, NOW) == deadlines.Restart(None)
+    assert deadlines.restart(policy(), NOW, NOW, night, NOW).in_window == night[0]
+
+
+OFFERED = Membership(0, DeviceState.OFFERED, Reason.OFFERED_IN_WINDOW, since=NOW, offered=NOW)
+
+
+def test_silence_is_noticed_in_time_and_waiting_for_a_window_is_no_silence() -> None:
+    gate = Gate(silence_after=DAY)
+    assert memberships.silence(OFFERED, NOW, gate, NOW + DAY) is None
+    gone = memberships.silence(OFFERED, NOW, gate, NOW + DAY + HOUR)
+    assert gone is not None and gone.state is DeviceState.SILENT
+    # it checks in, but never answers what it was told to begin
+    assert memberships.silence(OFFERED, NOW + 2 * DAY, gate, NOW + 2 * DAY) is not None
+    waiting = replace(OFFERED, reason=Reason.AWAITING_WINDOW)
+    assert memberships.silence(waiting, NOW + 6 * DAY, gate, NOW + 6 * DAY) is None
+    assert memberships.silence(waiting, NOW + 6 * DAY, gate, NOW + 8 * DAY) is not None
+    assert memberships.silence(replace(OFFERED, state=A), NOW, gate, NOW + 9 * DAY) is None
+
+
+@given(st.sampled_from(Result), st.datetimes(datetime(2000, 1, 1), datetime(2050, 1, 1)))
+def test_a_devices_clock_moves_nothing_before_the_offer_or_into_the_future(result: Result, at: datetime) -> None:
+    after = memberships.report(OFFERED, result, at.replace(tzinfo=NOW.tzinfo), NOW + HOUR)
+    assert after.since is not None and NOW <= after.since <= NOW + HOUR
+
+
+def test_a_membership_follows_its_verdicts_and_says_when_nothing_changed() -> None:
+    fresh = Membership(0)
+    offered = memberships.follow(fresh, Verdict(DeviceState.OFFERED, Reason.AWAITING_WINDOW, "later"), NOW)
+    assert offered is not None and offered.offered == NOW and offered.since == NOW
+    assert (
+        memberships.follow(offered, Verdict(DeviceState.OFFERED, Reason.AWAITING_WINDOW, "later"), NOW + HOUR) is None
+    )
+    begun = memberships.follow(offered, Verdict(DeviceState.OFFERED, Reason.OFFERED_IN_WINDOW), NOW + HOUR)
+    assert begun is not None and begun.offered == NOW and begun.since == NOW + HOUR
+    failed = memberships.report(begun, Result.CRASHED, NOW, NOW + 2 * HOUR)
+    assert failed.state is F and Result.CRASHED in memberships.BARS
+    again = memberships.retry(failed, NOW + DAY)
+    assert again is not None and again.state is P and again.offered is None
+    assert memberships.retry(again, NOW) is None
+
+
+def test_every_reason_has_a_text_and_an_owner() -> None:
+    for reason in Reason:
+        assert reason.text and reason.owner and reason == reason.value and len(reason) < 40
+    assert len({reason.text for reason in Reason}) >= len(Reason) - 1
+    assert gates.GOOD is A
