@@ -44,9 +44,10 @@ def test_who_has_a_ring_keeps_it_and_newcomers_join(
     assigned = assign(rings, "dep", before)
     gone = data.draw(st.sets(st.sampled_from(sorted(before)))) if before else set()
     staying = {device: ring for device, ring in assigned.items() if device not in gone}
-    now = {device: c for device, c in (before | newcomers).items() if device not in gone}
-    more = assign(rings, "dep", now, staying)
-    assert more.keys() == now.keys() - staying.keys()
+    joining = {device: c for device, c in newcomers.items() if device not in staying}
+    taken = [list(staying.values()).count(index) for index in range(len(rings))]
+    more = assign(rings, "dep", joining, taken)
+    assert more.keys() == joining.keys()
     both = staying | more
     for index, ring in enumerate(rings):
         if ring.kind in (RingKind.FIRST, RingKind.COUNT):

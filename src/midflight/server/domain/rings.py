@@ -74,29 +74,24 @@ def assign(
     rings: Sequence[Ring],
     deployment: str,
     candidates: Mapping[str, Candidate],
-    existing: Mapping[str, int] | None = None,
+    taken: Sequence[int] = (),
 ) -> dict[str, int]:
-    """The ring of each candidate that has none yet: at the begin of a deployment for all, later for newcomers.
+    """The ring of each candidate: at the begin of a deployment for all, later for newcomers. Who has a ring keeps it.
 
     Args:
         rings: of the policy (:func:`validate`).
         deployment: its id.
-        candidates: the devices that are in the audience and can take the content.
-        existing: rings given before; they never change, and count towards ``first`` and ``count``.
+        candidates: the devices that are in the audience, can take the content and have no ring yet.
+        taken: how many devices each ring has already; they count towards ``first`` and ``count``.
     """
-    existing = existing or {}
-    left = {device: lot(device, deployment) for device in candidates if device not in existing}
-    taken = [0] * len(rings)
-    for ring_index in existing.values():
-        if ring_index < len(rings):
-            taken[ring_index] += 1
+    left = {device: lot(device, deployment) for device in candidates}
     assigned: dict[str, int] = {}
     begin = 0.0
     for index, ring in enumerate(rings):
         chosen: list[str]
         if ring.kind in (RingKind.FIRST, RingKind.COUNT):
             first = ring.kind is RingKind.FIRST
-            wanted = max(0, int(ring.amount) - taken[index])
+            wanted = max(0, int(ring.amount) - (taken[index] if taken else 0))
             order = sorted(left, key=lambda d: (first and not candidates[d].ready, left[d][0], d)) if wanted else []
             chosen = order[:wanted]
         elif ring.kind is RingKind.PERCENT:
