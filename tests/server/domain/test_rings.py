@@ -46,8 +46,9 @@ def test_who_has_a_ring_keeps_it_and_newcomers_join(
     staying = {device: ring for device, ring in assigned.items() if device not in gone}
     joining = {device: c for device, c in newcomers.items() if device not in staying}
     taken = [list(staying.values()).count(index) for index in range(len(rings))]
-    more = assign(rings, "dep", joining, taken)
+    more = assign(rings, "dep", joining, taken=taken)
     assert more.keys() == joining.keys()
+    assert more == assign(rings, "dep", newcomers | joining, staying)
     both = staying | more
     for index, ring in enumerate(rings):
         if ring.kind in (RingKind.FIRST, RingKind.COUNT):

@@ -74,6 +74,8 @@ def assign(
     rings: Sequence[Ring],
     deployment: str,
     candidates: Mapping[str, Candidate],
+    existing: Mapping[str, int] | None = None,
+    *,
     taken: Sequence[int] = (),
 ) -> dict[str, int]:
     """The ring of each candidate: at the begin of a deployment for all, later for newcomers. Who has a ring keeps it.
@@ -81,17 +83,23 @@ def assign(
     Args:
         rings: of the policy (:func:`validate`).
         deployment: its id.
-        candidates: the devices that are in the audience, can take the content and have no ring yet.
-        taken: how many devices each ring has already; they count towards ``first`` and ``count``.
+        candidates: the devices that are in the audience and can take the content.
+        existing: rings given before; they never change, and count towards ``first`` and ``count``.
+        taken: instead of ``existing``, how many devices each ring has, where it would be too much to read them all.
     """
-    left = {device: lot(device, deployment) for device in candidates}
+    existing = existing or {}
+    left = {device: lot(device, deployment) for device in candidates if device not in existing}
+    counts = list(taken) or [0] * len(rings)
+    for index in existing.values():
+        if index < len(rings):
+            counts[index] += 1
     assigned: dict[str, int] = {}
     begin = 0.0
     for index, ring in enumerate(rings):
         chosen: list[str]
         if ring.kind in (RingKind.FIRST, RingKind.COUNT):
             first = ring.kind is RingKind.FIRST
-            wanted = max(0, int(ring.amount) - (taken[index] if taken else 0))
+            wanted = max(0, int(ring.amount) - counts[index])
             order = sorted(left, key=lambda d: (first and not candidates[d].ready, left[d][0], d)) if wanted else []
             chosen = order[:wanted]
         elif ring.kind is RingKind.PERCENT:
