@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from midflight.server.api.app import create_app
 from midflight.server.api.deps import make_bootstrap_token
+from midflight.server.outputs import keys as output_keys
 from midflight.server.settings import Settings
 from midflight.server.store.database import Database
 from midflight.server.store.migrate import upgrade
@@ -51,9 +52,11 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 @pytest.fixture
 def settings(tmp_path: Path, database: Database) -> Settings:
     """Settings of a server on that database."""
-    return Settings.of(
+    made = Settings.of(
         tmp_path, {"database": database.url.render_as_string(hide_password=False), "embedded_worker": False}
     )
+    output_keys.create(made)
+    return made
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from midflight.errors import InputError
 from midflight.server.api.deps import make_bootstrap_token
+from midflight.server.outputs import keys as output_keys
 from midflight.server.settings import FILE_NAME, Settings, written
 from midflight.server.store.database import Database
 from midflight.server.store.migrate import upgrade
@@ -46,6 +47,7 @@ def install(
     db = Database(settings.database_url)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        output_keys.create(settings)
         db.check()
         upgrade(db)
         with db.write() as session:

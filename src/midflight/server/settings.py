@@ -43,6 +43,10 @@ class Settings:
     ca_key: Path = Path("ca.key")
     instruction_key: Path = Path("instructions.key")
     """Signs which device gets what (online; replaced without touching content)."""
+    token_keys: Path = Path("tokens")
+    """Folder of the keys that sign compliance tokens and security events; all are published, the newest signs."""
+    master_key: Path = Path("master.key")
+    """The signing secrets of webhooks are derived from it."""
     repository: Path = Path("repository")
     """The TUF repository as published: ``metadata`` and ``targets``, served below /repo."""
     online_keys: Path = Path("online")

@@ -4,4 +4,6 @@ ROUTERS: tuple[str, ...] = (
     "midflight.server.api.health",
     "midflight.server.api.accounts",
     "midflight.server.api.audit",
+    "midflight.server.api.gate",
+    "midflight.server.api.webhooks",
 )  # fmt: skip

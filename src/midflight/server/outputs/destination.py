@@ -103,6 +103,19 @@ def judge(address: Address, allowed: Iterable[Network] = (), scheme: str = "http
         )
 
 
+def judge_literal(destination: Destination, allowed: Iterable[Network] = ()) -> None:
+    """Judge a destination that is named by its address; one that has a name is judged when it is resolved.
+
+    Raises:
+        DestinationRefused: says why not.
+    """
+    try:
+        address = ip_address(destination.host)
+    except ValueError:
+        return
+    judge(address, allowed, destination.scheme)
+
+
 def resolve(destination: Destination, allowed: Iterable[Network] = ()) -> Address:
     """The one address to connect to: every address of the name must be allowed.
 
