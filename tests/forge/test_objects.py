@@ -8,8 +8,9 @@ import iced_x86
 import pytest
 
 from midflight.errors import ImageError
+from midflight.forge.families import base_name
 from midflight.forge.model import ObjectCode, Reference
-from midflight.forge.objects import base_name, frames, read_object
+from midflight.forge.objects import frames, read_object
 
 from .object_pairs import compile_object
 

@@ -64,14 +64,17 @@ def test_an_image_that_says_nothing_of_itself_has_no_identity(windows: dict[str,
 def test_sections_are_where_the_headers_say(windows: dict[str, Path], name: str) -> None:
     shown = tool("llvm-readobj-14", "--sections", windows[name])
     expected = [
-        (n, int(address, 16), int(size, 16))
-        for n, size, address in re.findall(
-            r"Name: (\S+) \(.*?VirtualSize: 0x([0-9A-F]+).*?VirtualAddress: 0x([0-9A-F]+)", shown, re.DOTALL
+        (n, int(address, 16), int(size, 16), int(raw))
+        for n, size, address, raw in re.findall(
+            r"Name: (\S+) \(.*?VirtualSize: 0x([0-9A-F]+).*?VirtualAddress: 0x([0-9A-F]+).*?RawDataSize: (\d+)",
+            shown,
+            re.DOTALL,
         )
     ]
+    pages = [(a, max(n, min(raw, -(-n // 4096) * 4096))) for _, a, n, raw in expected]
     with PeFile.open(windows[name]) as image:
-        assert [(s.name, s.address, s.size) for s in image.sections[1:]] == expected
-        assert [(s.address, s.memory_size) for s in image.segments[1:]] == [(a, n) for _, a, n in expected]
+        assert [(s.name, s.address, s.size) for s in image.sections[1:]] == [row[:3] for row in expected]
+        assert [(s.address, s.memory_size) for s in image.segments[1:]] == pages, "what fills the last page is mapped"
         assert image.read_vaddr(0, 2) == b"MZ"
         assert image.segment_at(image.entry).executable  # type: ignore[union-attr]
 

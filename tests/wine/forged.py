@@ -10,12 +10,28 @@ from midflight.forge.capture.capture import build_pair
 from midflight.forge.forge import forge_pair
 from midflight.patch.hotpatch import write_hotpatch
 from midflight.patch.signature import Signer
-from tests.forge.windows.programs import CATCH, CXX, LENGTH, THROW, C, Changes, request
+from tests.forge.windows.programs import (
+    CATCH,
+    CAUGHT,
+    CXX,
+    FAULTS,
+    FINALLY,
+    LENGTH,
+    MSVC_CXX,
+    SHAPES,
+    THROW,
+    THROWN,
+    C,
+    Changes,
+    joined,
+    request,
+)
 
 FORGED: tuple[tuple[str, dict[str, str], Changes], ...] = (
     ("made-c", C, LENGTH),
     ("made-throw", CXX, THROW),
     ("made-catch", CXX, CATCH),
+    ("made-msvc", MSVC_CXX, joined(MSVC_CXX, CAUGHT, THROWN, FAULTS, FINALLY, SHAPES)),
 )
 """Names of programs and hotpatches, the source, and the fix."""
 

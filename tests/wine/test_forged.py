@@ -50,3 +50,35 @@ def test_exceptions_caught_by_new_code() -> None:
             clean(target)
             reverted(target)
             assert answers(target, long)[-1] == "-7"
+
+
+def test_exceptions_of_the_msvc_abi() -> None:
+    """C++ exceptions thrown, passed on with destructors run, caught, and thrown again by new code; __except with a
+    filter that works in the new frame; __finally; dynamic_cast to and from a class that only the new code has."""
+    before = {
+        "hello": "~parse ~guarded 5 3 finally 8 -1",
+        "!": "~parse ~guarded int -105 3 finally 8 -1",
+        "?": "~parse ~guarded caught other -200 3 finally 8 -1",
+        "x" * 30: "~parse ~guarded 30 3 finally 8 -1",
+        "x" * 50: "~parse ~guarded caught -7 3 finally 8 -1",
+        "*": "~parse ~guarded 1 fault 41 finally 6 -1",
+        "#": "~parse ~guarded 1 3 finally 8 4",
+    }
+    after = {
+        "hello": "~parse ~guarded 5 3 finally 63 big 77",
+        "!": "~parse ~guarded int -105 3 finally 63 big 77",
+        "?": "~parse ~guarded caught other -200 3 finally 63 big 77",
+        "x" * 30: "~parse ~guarded caught -1008 3 finally 63 big 77",
+        "x" * 50: "~parse ~guarded caught -1008 3 finally 63 big 77",
+        "*": "~parse ~guarded 1 fault 59 finally 61 big 77",
+        "#": "~parse ~guarded 1 3 finally 63 4",
+    }
+    with Target("made-msvc.exe") as target:
+        assert {question: target.ask(question) for question in before} == before
+        for _ in range(3):
+            applied(target, load("made-msvc"))
+            for _ in range(2):
+                assert {question: target.ask(question) for question in after} == after
+            clean(target)
+            reverted(target)
+            assert {question: target.ask(question) for question in before} == before

@@ -77,6 +77,18 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """Code of a function that one entry of .pdata describes: offsets in the atom, and its UNWIND_INFO."""
+
+    start: int
+    end: int
+    info: str
+    """Key of the atom that the UNWIND_INFO is in …"""
+    info_offset: int
+    """… and where."""
+
+
+@dataclass(frozen=True, slots=True)
 class Atom:
     """The smallest thing that is compared and moved: a function, a variable, a constant, a string.
 
@@ -106,6 +118,8 @@ class Atom:
     lead: bytes = b""
     """Filling that its section begins with, right up to it: room for a jump that compilers leave where they are asked
     to make functions hot-patchable. Nothing else is in the section before it, and nothing refers to it."""
+    stretches: tuple[Stretch, ...] = ()
+    """In COFF objects: what .pdata describes, in order. Handlers of exceptions in a function have each their own."""
     least_alignment: int = 0
     """What its address in run is a multiple of; 0: ``alignment``. GNU's assembler aligns sections of COFF objects to 16
     bytes at least, so that ``alignment`` is that of the copy, but says little of what stands in a section of others."""

@@ -7,7 +7,6 @@ and gas do on x86-64: references to local symbols become section symbol + addend
 from __future__ import annotations
 
 import bisect
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,9 +15,19 @@ from pathlib import Path
 import iced_x86 as x86
 
 from midflight.forge import relocs as r
+from midflight.forge.families import CHILD_TAIL, outlined
 from midflight.forge.frames import Cie, RawFde, read_frames
-from midflight.forge.model import Atom, AtomKind, ObjectCode, Reference
-from midflight.forge.pieces import Piece, cut_at_labels, cut_at_symbols, cut_strings, is_filling, is_pool, split
+from midflight.forge.model import Atom, AtomKind, ObjectCode, Reference, Stretch
+from midflight.forge.pieces import (
+    Piece,
+    cut_at_labels,
+    cut_at_symbols,
+    cut_strings,
+    is_filling,
+    is_pool,
+    split,
+    with_funclets,
+)
 from midflight.forge.rawobject import RawObject
 from midflight.image.model import Relocation, Section, Symbol
 
@@ -37,23 +46,15 @@ SHF_TLS = 0x400
 PC_RELATIVE = frozenset({2, 4, 9, 13, 15, 19, 20, 22, 24, 26, 34, 41, 42, 43, 44, 45})
 _FIELD_SIZES = {1: 8, 12: 2, 13: 2, 14: 1, 15: 1, 16: 8, 17: 8, 18: 8, 24: 8, 25: 8, 27: 8, 28: 8, 29: 8, 33: 8}
 
-_CHILD = re.compile(r"^(.+?)\.(?:cold|part|isra|constprop)(?:\.\d+)?(?:\.(?:cold|part|isra|constprop)(?:\.\d+)?)*$")
 # gcc for Windows: a slot with the address of type information, for exception tables, and filling.
 _TYPE_SLOT = ".data$.LDFCM"
 # GNU's assembler aligns the sections of COFF objects to so many bytes at least.
 _ALWAYS_ALIGNED = 16
-_CHILD_TAIL = re.compile(r"\.(?:cold|part|isra|constprop)(?:\.\d+)?$")
 
 
 def field_size(type_: int) -> int:
     """Bytes that a relocation of this R_X86_64_* type fills (0: it marks an instruction and fills nothing)."""
     return 0 if type_ in (0, 35) else _FIELD_SIZES.get(type_, 4)
-
-
-def base_name(name: str) -> str:
-    """The name of the source function that a .cold/.part/.isra/.constprop clone (of a clone …) was made of."""
-    found = _CHILD.match(name)
-    return found.group(1) if found else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +206,12 @@ def _lay_out(raw: RawObject, fdes: Sequence[RawFde]) -> Layout:
                 for at in range(0, section.size, section.entry_size)
             ]
         elif section.name.startswith((".gcc_except_table", ".xdata")):
-            edges = sorted({0, section.size} | table_starts.get(section.index, set()))
-            cut = [Piece(section.index, a, b) for a, b in pairwise(edges)]
+            if any(s.binding != "local" for s in by_section.get(section.index, ())):
+                # What clang for the MSVC ABI says of the types that are thrown: others refer to it by name.
+                cut = cut_at_symbols(raw, section, by_section[section.index], set())
+            else:
+                edges = sorted({0, section.size} | table_starts.get(section.index, set()))
+                cut = [Piece(section.index, a, b) for a, b in pairwise(edges)]
         elif section.name.startswith(_TYPE_SLOT):
             cut = [Piece(section.index, 0, min(8, section.size), constant=True)]
         elif raw.format == "pe" and is_pool(section, by_section.get(section.index, [])):
@@ -215,6 +220,7 @@ def _lay_out(raw: RawObject, fdes: Sequence[RawFde]) -> Layout:
             symbols = by_section.get(section.index, [])
             cut = cut_at_symbols(raw, section, symbols, targets.get(section.index, set()))
             cut = [part for piece in cut for part in split(piece, stubs.get(section.index, set()))]
+            cut = with_funclets(cut) if raw.format == "pe" else cut
         if cut:
             pieces[section.index] = cut
     _name(raw, pieces, set(commons.values()))
@@ -318,6 +324,8 @@ def _kind(section: Section, piece: Piece, data: bytes, referring: bool) -> AtomK
         return "tls"
     if section.type == SHT_NOBITS:
         return "bss"
+    if section.name.startswith(".xdata") and piece.symbols:
+        return "rodata"
     if section.name.startswith(
         (".gcc_except_table", ".xdata", ".init_array", ".fini_array", ".preinit_array", ".ctors", ".dtors", ".CRT$")
     ):
@@ -451,10 +459,11 @@ def _common_atom(symbol: Symbol) -> Atom:
 def _with_parents(raw: RawObject, layout: Layout, fdes: Sequence[RawFde], atoms: dict[str, Atom]) -> dict[str, Atom]:
     """Tell children their function: clones by name, jump tables by where they lead, exception tables by the FDE."""
     parents: dict[str, str] = {}
+    stretches: dict[str, list[Stretch]] = {}
     for key, atom in atoms.items():
         if atom.kind == "function":
             name = atom.name
-            while (shorter := _CHILD_TAIL.sub("", name)) != name:
+            while (shorter := CHILD_TAIL.sub("", name)) != name:
                 name = shorter
                 if name in atoms and atoms[name].kind == "function":
                     parents[key] = name
@@ -463,7 +472,7 @@ def _with_parents(raw: RawObject, layout: Layout, fdes: Sequence[RawFde], atoms:
             owners = {
                 parents.get(r.atom, r.atom) if r.atom else None
                 for r in atom.references
-                if r.atom is None or not _CHILD_TAIL.search(r.atom)
+                if r.atom is None or not CHILD_TAIL.search(r.atom)
             }
             owner = owners.pop() if len(owners) == 1 else None
             if owner is not None and atoms[owner].kind == "function":
@@ -477,4 +486,9 @@ def _with_parents(raw: RawObject, layout: Layout, fdes: Sequence[RawFde], atoms:
         function, info = layout.locate(item.section, item.start), layout.locate(item.info_section, item.info)
         if function is not None and info is not None:
             parents[info.key] = function.key
+            stretch = Stretch(item.start - function.start, item.end - function.start, info.key, item.info - info.start)
+            stretches.setdefault(function.key, []).append(stretch)
+    for key, several in stretches.items():
+        atoms[key] = replace(atoms[key], stretches=tuple(sorted(several, key=lambda item: item.start)))
+    parents.update(outlined(atoms, parents))
     return {key: replace(atom, parent=parents[key]) if key in parents else atom for key, atom in atoms.items()}

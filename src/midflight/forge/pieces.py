@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +16,8 @@ SHT_NOBITS = 8
 SHF_WRITE = 0x1
 SHF_EXECINSTR = 0x4
 SHF_TLS = 0x400
+# ?catch$4@?0?NAME@4HA, ?dtor$3@?0?NAME@4HA (LLVM, WinException.cpp, getMCSymbolForMBB)
+_FUNCLET = re.compile(r"^\?(?:catch|dtor)\$\d+@\?0\?(.+)@4HA$")
 
 
 @dataclass(slots=True)
@@ -39,6 +42,21 @@ def split(piece: Piece, edges: set[int]) -> list[Piece]:
         return [piece]
     bounds = sorted({piece.start, piece.end, *inside, *(e + 8 for e in inside if e + 8 < piece.end)})
     return [Piece(piece.section, a, b, sized=piece.sized, constant=a in inside) for a, b in pairwise(bounds)]
+
+
+def with_funclets(pieces: Iterable[Piece]) -> list[Piece]:
+    """Join functions with the handlers of their exceptions, which clang for the MSVC ABI puts right behind them: they
+    work in the function's frame, and lead back into it without relocations."""
+    found: list[Piece] = []
+    for piece in pieces:
+        owner = _FUNCLET.match(piece.symbols[0].name) if piece.symbols else None
+        named = next((i for i in range(len(found) - 1, -1, -1) if found[i].symbols), None)
+        if owner is not None and named is not None and any(s.name == owner[1] for s in found[named].symbols):
+            found[named].end = piece.end
+            del found[named + 1 :]  # filling between them
+        else:
+            found.append(piece)
+    return found
 
 
 def is_pool(section: Section, symbols: Sequence[Symbol]) -> bool:

@@ -89,9 +89,8 @@ REFUSALS: dict[str, Refusal] = _table(
     Refusal(
         "MF182",
         "C++ exceptions of the MSVC ABI",
-        "the new code has exception handlers of the MSVC ABI ({handler}), whose tables name types by their distance "
-        "from the base of an image that a payload is not",
-        f"{_BASELINE} Programs for the GNU ABI (MinGW) can be hotpatched with their exceptions, __try in both.",
+        "the new code {what}",
+        f"{_BASELINE} Or throw a type that the program throws already.",
         overridable=False,
     ),
     Refusal(

@@ -345,7 +345,11 @@ class CoffObject(Reader):
 
 
 def _is_named(symbol: Symbol) -> bool:
-    return bool(symbol.name) and not symbol.name.startswith(".L") and symbol.type not in ("section", "file")
+    """Whether a symbol names something of the program: not a label of the compiler's inside of a function (clang writes
+    one where a handler of an exception goes on)."""
+    return (
+        bool(symbol.name) and not symbol.name.startswith((".L", "$ehgcr_")) and symbol.type not in ("section", "file")
+    )
 
 
 def _is_slot(symbol: Symbol) -> bool:

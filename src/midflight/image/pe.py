@@ -106,7 +106,8 @@ class PeFile(Reader, Mapped):
             return coff.read_section_headers(self._source, self._header, None)
 
     def _read_segments(self) -> tuple[Segment, ...]:
-        """The headers and the sections, as the loader maps them."""
+        """The headers and the sections, as the loader maps them: in pages, so that what the file holds behind the end
+        of a section, up to the end of its last page, is in memory as well (lld fills that of code with int3)."""
         headers = min(self.size_of_headers, self._source.size)
         found = [Segment(1, True, False, False, 0, 0, headers, max(headers, 1), PAGE)]
         end = headers
@@ -116,7 +117,7 @@ class PeFile(Reader, Mapped):
                 raise self._source.bad("sections overlap or are out of order")
             end = header.virtual_address + size
             bits = header.characteristics
-            in_file = min(header.raw_size, size) if header.raw_at else 0
+            in_file = min(header.raw_size, -(-size // PAGE) * PAGE) if header.raw_at else 0
             found.append(
                 Segment(
                     1,
@@ -126,7 +127,7 @@ class PeFile(Reader, Mapped):
                     header.raw_at,
                     header.virtual_address,
                     in_file,
-                    size,
+                    max(size, in_file),
                     PAGE,
                 )
             )

@@ -112,6 +112,7 @@ def differences(target: Target, payload: bytes, run: Path, post: Path) -> Iterat
         bound = Bound(target, payload, running)
         for function in target.functions:
             start, size = function_of(fixed, function.name)
+            size = max(size, function.new_size)  # with the handlers of its exceptions, which stand behind it
             code = bytes(bound.memory[function.new_offset : function.new_offset + function.new_size])
             mine = list(x86.Decoder(64, code, ip=BASE + function.new_offset))
             theirs = list(x86.Decoder(64, fixed.read_vaddr(start, size), ip=start))

@@ -178,6 +178,140 @@ int guarded(int *p) { __try { return *p + step(1); } __except (1) { say("fault")
 }
 
 
+MSVC_CXX = {
+    "Makefile": (
+        "CC = clang --target=x86_64-pc-windows-msvc\n"
+        "prog.exe: core.obj main.obj kernel32.lib vcruntime140.lib\n"
+        "\tlld-link /entry:mainCRTStartup /subsystem:console /nodefaultlib /debug:symtab /out:$@ $^\n"
+        "%.obj: %.cpp core.h\n\t$(CC) -O2 -fms-extensions -fexceptions -fcxx-exceptions -c $< -o $@\n"
+        "%.lib: %.def\n\tllvm-dlltool -m i386:x86-64 -d $< -l $@\n"
+    ),
+    "kernel32.def": "LIBRARY KERNEL32.dll\nEXPORTS\nGetStdHandle\nWriteFile\nReadFile\nExitProcess\n",
+    "vcruntime140.def": (
+        "LIBRARY vcruntime140.dll\nEXPORTS\n__CxxFrameHandler3\n_CxxThrowException\n__C_specific_handler\n"
+        "__std_terminate\n__RTDynamicCast\n"
+    ),
+    "core.h": r"""
+void say(const char *s);
+struct Shape { virtual int area() const; int kind = 1; };
+struct Square : Shape { int area() const override; };
+int squares(const Shape *shape);
+int outer(const char *s);
+int faults(int *p);
+int finally(int *p);
+""",
+    "core.cpp": r"""
+#include "core.h"
+struct Guard {
+  const char *n;
+  Guard(const char *n) : n(n) {}
+  __attribute__((noinline)) ~Guard() { say("~"); say(n); say(" "); }
+};
+struct Error { int code; Error(int c) : code(c) {} };
+struct Bad : Error { Bad(int c) : Error(c) {} };
+static unsigned length(const char *s) { unsigned n = 0; while (s[n]) n++; return n; }
+__attribute__((noinline)) int parse(const char *s) {
+  Guard g("parse");
+  unsigned n = length(s);
+  if (n > 40) throw Bad(7);
+  if (s[0] == '!') throw 5;
+  if (s[0] == '?') throw Error(9);
+  return n;
+}
+__attribute__((noinline)) int guarded(const char *s) {
+  try { Guard g("guarded"); return parse(s); }
+  catch (const Error &e) { say("caught "); if (e.code == 9) throw; return -e.code; }
+}
+__attribute__((noinline)) int outer(const char *s) {
+  try { return guarded(s); }
+  catch (int i) { say("int "); return -100 - i; }
+  catch (...) { say("other "); return -200; }
+}
+__attribute__((noinline)) static int peek(int *p) { __asm__ volatile("" : "+r"(p)); return *p; }
+static int wanted(unsigned long code, int *hits) { *hits += 1; return code == 0xC0000005; }
+extern "C" unsigned long _exception_code(void);
+__attribute__((noinline)) int faults(int *p) {
+  int hits = 40;
+  __try { return peek(p); } __except (wanted(_exception_code(), &hits)) { say("fault "); return hits; }
+}
+__attribute__((noinline)) int finally(int *p) {
+  int n = 1;
+  __try { __try { n = peek(p); } __finally { say("finally "); n += 5; } } __except (1) { return n; }
+  return n;
+}
+int Shape::area() const { return kind; }
+int Square::area() const { return 4 * kind; }
+__attribute__((noinline)) int squares(const Shape *shape) {
+  const Square *square = dynamic_cast<const Square *>(shape);
+  return square ? square->area() : -1;
+}
+""",
+    "main.cpp": r"""
+#include "core.h"
+extern "C" __declspec(dllimport) void *GetStdHandle(unsigned n);
+extern "C" __declspec(dllimport) int WriteFile(void *h, const void *p, unsigned n, unsigned *d, void *o);
+extern "C" __declspec(dllimport) int ReadFile(void *h, void *p, unsigned n, unsigned *d, void *o);
+extern "C" __declspec(dllimport) void ExitProcess(unsigned code);
+void *vtable_of_type_info[4] __asm__("??_7type_info@@6B@");
+extern "C" int _fltused;
+int _fltused;
+static void *input, *output;
+__attribute__((noinline)) void say(const char *s) {
+  unsigned n = 0, d;
+  while (s[n]) n++;
+  WriteFile(output, s, n, &d, 0);
+}
+static void number(int v) {
+  char text[16];
+  int i = 15;
+  unsigned u = v < 0 ? -v : v;
+  text[i] = 0;
+  do text[--i] = '0' + u % 10; while (u /= 10);
+  if (v < 0) text[--i] = '-';
+  say(text + i);
+}
+extern "C" void mainCRTStartup(void) {
+  input = GetStdHandle((unsigned)-10);
+  output = GetStdHandle((unsigned)-11);
+  say("ready\n");
+  for (;;) {
+    char line[256], c;
+    unsigned n = 0, done = 0;
+    while (ReadFile(input, &c, 1, &done, 0) && done && c != '\n')
+      if (c != '\r' && n < 255) line[n++] = c;
+    if (!done) ExitProcess(0);
+    line[n] = 0;
+    int v = 3;
+    int *p = line[0] == '*' ? (int *)8 : &v;
+    Shape shape;
+    Square square;
+    number(outer(line)); say(" ");
+    number(faults(p)); say(" ");
+    number(finally(p)); say(" ");
+    number(squares(line[0] == '#' ? &square : &shape)); say("\n");
+  }
+}
+""",
+}
+CAUGHT: Changes = {
+    "core.cpp": ("if (e.code == 9) throw; return -e.code; }", "if (e.code == 9) throw; return -1000 - e.code; }")
+}
+THROWN: Changes = {"core.cpp": ("if (n > 40) throw Bad(7);", "if (n > 20) throw Bad(8);")}
+FAULTS: Changes = {"core.cpp": ("int hits = 40;", "volatile int more[3] = {7, 8, 9}; int hits = 50 + more[1];")}
+FINALLY: Changes = {"core.cpp": ("n += 5; }", "n += 60; }")}
+SHAPES: Changes = {
+    "core.cpp": (
+        "  const Square *square = dynamic_cast<const Square *>(shape);\n",
+        "  struct Big : Square { int area() const override { return 77; } };\n"
+        "  static Big big;\n"
+        '  __asm__ volatile("" ::: "memory");\n'
+        "  const Shape *volatile any = shape->area() == 1 ? (const Shape *)&big : shape;\n"
+        "  const Square *square = dynamic_cast<const Square *>(any);\n"
+        '  if (dynamic_cast<const Big *>((const Shape *)any)) say("big ");\n',
+    )
+}
+
+
 THROW: Changes = {
     "parser.cpp": (
         'if (s.size() > 40) throw ParseError("too long: " + s, 7);',
@@ -186,6 +320,17 @@ THROW: Changes = {
     )
 }
 CATCH: Changes = {"parser.cpp": ("return -e.code;", "return -100 - e.code;")}
+
+
+def joined(source: dict[str, str], *several: Changes) -> Changes:
+    """Several changes, to files of one source, as one."""
+    found: Changes = {}
+    for changes in several:
+        for name, (old, new) in changes.items():
+            before, after = found.get(name, (source[name], source[name]))
+            assert old in after
+            found[name] = before, after.replace(old, new)
+    return found
 
 
 def tree(folder: Path, source: dict[str, str], changes: Changes) -> Path:

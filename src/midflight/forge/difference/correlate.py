@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from midflight.forge.families import base_name
 from midflight.forge.model import Atom, AtomKind, ObjectCode
-from midflight.forge.objects import base_name, field_size
+from midflight.forge.objects import field_size
 
 Storage = Literal["function", "writable", "constant", "tls", "other"]
 STORAGE: Mapping[AtomKind, Storage] = {

@@ -16,6 +16,7 @@ from midflight.forge.difference.compare import Comparer
 from midflight.forge.difference.correlate import COLLECTED, STORAGE, Correlation, correlate
 from midflight.forge.difference.escapes import NAME_STRING, escaping
 from midflight.forge.difference.lines import LineTables, only_lines_differ
+from midflight.forge.families import is_outlined
 from midflight.forge.model import Atom, Finding, ObjectCode, ObjectDiff, Reference
 from midflight.forge.refusals import finding
 
@@ -41,7 +42,13 @@ def difference(pre: ObjectCode | None, post: ObjectCode) -> ObjectDiff:
 
 def is_cold(atom: Atom) -> bool:
     """Whether this is a part of its parent's code that was moved away, without an entry of its own."""
-    return atom.kind == "function" and _COLD.search(atom.name) is not None
+    return atom.kind == "function" and (_COLD.search(atom.name) is not None or _is_in_frame(atom))
+
+
+def _is_in_frame(atom: Atom) -> bool:
+    """Whether it works in the frame of its parent (a filter of __except, a block of __finally): of old frames the old
+    one, of new frames the new one."""
+    return atom.parent is not None and is_outlined(atom.name)
 
 
 class _Difference:

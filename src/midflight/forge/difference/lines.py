@@ -26,8 +26,8 @@ import iced_x86 as x86
 from midflight.errors import ImageError
 from midflight.forge.difference import layout
 from midflight.forge.difference.linetable import LineInfo, Row, read_line_info
+from midflight.forge.families import base_name
 from midflight.forge.model import Atom
-from midflight.forge.objects import base_name
 
 SOURCES = "sources"
 """Folder beside that of the kept objects of a build, with what the compilers read, by absolute path."""

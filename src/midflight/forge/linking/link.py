@@ -15,6 +15,7 @@ from pathlib import Path
 import iced_x86 as x86
 
 from midflight.forge import relocs as r
+from midflight.forge.difference.diff import is_cold
 from midflight.forge.linking.entries import NoRoom, classify
 from midflight.forge.linking.linktls import Rewrite, ThreadLocal
 from midflight.forge.linking.payload import STUB_SIZE, Destination, Payload
@@ -46,8 +47,6 @@ from midflight.patch.validate import entry_writes
 _MIN_ALIGNMENT = 16
 # The address of a destructor cannot be taken in C++: the compiler hands it to the runtime, which calls it.
 _DESTRUCTOR = re.compile(r"^_ZN.+D[012]Ev$")
-# What clang and MSVC use for C++ exceptions: their tables count from the base of an image, which a payload has not.
-_MSVC_HANDLERS = ("__CxxFrameHandler", "__GSHandlerCheck_EH")
 _CXX_RUNTIMES = ("libstdc++.so", "libc++.so", "libc++abi.so")
 
 
@@ -159,6 +158,13 @@ class _Linker:
             self.resolver.offsets[key] = "data", start
             self.payload.bss = start + atom.size - len(self.payload.data)
 
+        for key in keys:
+            locator = self.selection.locator(key)
+            if locator is not None:
+                before, at = self.resolver.offsets[locator]
+                beside = before, at + self.selection.atom(locator).size
+                assert self.resolver.offsets[key] == beside, "a table of virtual functions without what is before it"
+
     # --- binding -----------------------------------------------------------------------------------------------------
 
     def _bind(self, keys: Sequence[Key]) -> None:
@@ -185,7 +191,7 @@ class _Linker:
         if kind in (r.PC32, r.PLT32, r.R_64, r.R_32, r.R_32S, r.GOTPC32):
             self._direct(key, reference, at, instruction, branch)
         elif kind == r.RVA32:
-            self._relative_to_base(key, reference, at)
+            self.payload.relocate(at, "rva32", self.resolver.relative(key, reference), reference.addend)
         elif kind in r.GOT_SLOT:
             through = instruction is not None and instruction.mnemonic in (x86.Mnemonic.CALL, x86.Mnemonic.JMP)
             slot = self.resolver.got_slot(key, reference, through)
@@ -230,21 +236,6 @@ class _Linker:
             self._far(key, reference, at, form, to, branch)
         else:
             self.payload.relocate(at, form, to, reference.addend, branch and to.kind == "image")
-
-    def _relative_to_base(self, key: Key, reference: Reference, at: int) -> None:
-        """A distance from the base of the image, which for tables of unwinding is that of the payload. Handlers lie in
-        the image or in another DLL, either of which may be anywhere: they are reached through a stub."""
-        if self.selection.atom(key).kind != "other":
-            raise self.resolver.unresolved("MF180", key, offset=reference.offset)
-        name = reference.symbol or reference.atom or ""
-        if name.startswith(_MSVC_HANDLERS):
-            raise self.resolver.unresolved("MF182", key, handler=name)
-        to = self.resolver.destination(key, reference, True)
-        if to.kind != "payload":
-            if reference.addend:
-                raise self.resolver.unresolved("MF180", key, offset=reference.offset)
-            to = self.payload.stub(to)
-        self.payload.relocate(at, "rva32", to, reference.addend)
 
     def _far(
         self, key: Key, reference: Reference, at: int, form: RelocationForm, to: Destination, branch: bool
@@ -448,7 +439,7 @@ class _Linker:
     def _cold_parts(self, pre: Key) -> list[Place]:
         code = self.selection.diffs[pre[0]].pre
         assert code is not None
-        children = [(pre[0], key) for key, atom in code.atoms.items() if atom.parent == pre[1] and ".cold" in atom.name]
+        children = [(pre[0], key) for key, atom in code.atoms.items() if atom.parent == pre[1] and is_cold(atom)]
         return [self.match.functions[key] for key in children if key in self.match.functions]
 
     def _range(self, place: Place) -> CodeRange:

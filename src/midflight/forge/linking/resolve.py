@@ -14,7 +14,7 @@ from typing import Literal
 from midflight.forge import relocs as r
 from midflight.forge.difference.diff import is_cold
 from midflight.forge.linking.payload import Destination, Payload
-from midflight.forge.linking.select import Selection, Target
+from midflight.forge.linking.select import Selection, Target, is_type_data
 from midflight.forge.matching.match import Key
 from midflight.forge.matching.runimage import RunImage
 from midflight.forge.model import Finding, Match, Reference
@@ -22,6 +22,10 @@ from midflight.forge.refusals import finding
 from midflight.image.binary import ImageFile, open_object
 from midflight.image.model import Symbol
 from midflight.patch.manifest import Import
+
+# __CxxFrameHandler3 and __C_specific_handler count from the base that the payload's function table is registered with.
+# These have tables in another form, or look for more than that.
+_UNKNOWN_HANDLERS = ("__CxxFrameHandler4", "__GSHandlerCheck")
 
 
 class Unresolved(Exception):
@@ -247,6 +251,30 @@ class Resolver:
             with open_object(self.selection.names.objects[path].file) as elf:
                 self._weak[path] = frozenset(s.name for s in elf.symbols() if s.binding == "weak" and not s.defined)
         return self._weak[path]
+
+    # --- distances from a base ----------------------------------------------------------------------------------------
+
+    def relative(self, key: Key, reference: Reference) -> Destination:
+        """A distance from the base of the image, which for tables of unwinding and descriptions of types is that of the
+        payload. Handlers lie in the image or in another DLL, either of which may be anywhere: they are reached through
+        a stub."""
+        holder = self.selection.atom(key)
+        if holder.name and holder.section.startswith(".xdata"):
+            # _CxxThrowException counts from the base of the image that ThrowInfo is in.
+            what = f"throws an exception of a type that the running image never throws ({holder.name})"
+            raise self.unresolved("MF182", key, what=f"{what}; its description would have to lie in an image")
+        if holder.kind != "other" and not is_type_data(holder.name):
+            raise self.unresolved("MF180", key, offset=reference.offset)
+        name = reference.symbol or reference.atom or ""
+        if name.startswith(_UNKNOWN_HANDLERS):
+            raise self.unresolved("MF182", key, what=f"has exception handlers of a kind ({name}) that is unknown")
+        to = self.destination(key, reference, True)
+        if to.kind != "payload":
+            code = to.kind != "image" or self.run.is_code(to.value)
+            if reference.addend or not code:
+                raise self.unresolved("MF180", key, offset=reference.offset)
+            to = self.payload.stub(to)
+        return to
 
     # --- through slots -----------------------------------------------------------------------------------------------
 

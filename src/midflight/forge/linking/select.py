@@ -6,6 +6,7 @@ existing data and unchanged functions stay where they are.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,14 @@ from midflight.forge.matching.facts import Names
 from midflight.forge.matching.match import Key, Wanted
 from midflight.forge.model import Atom, ObjectCode, ObjectDiff, Reference
 from midflight.forge.objects import Frame, frames
+
+_TYPE_DATA = re.compile(r"^\?\?_R[0-4]")
+
+
+def is_type_data(name: str) -> bool:
+    """Whether a name is that of data of the MSVC ABI that describes a type: a type descriptor, or what is said of its
+    bases (names as undname(1) and the ABI's runtime have them: ??_R0 to ??_R4)."""
+    return _TYPE_DATA.match(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,9 @@ class Selection:
     def target(self, path: Path, reference: Reference, holder: Key | None = None) -> Target:
         """What ``reference`` of an atom of the post object ``path`` means."""
         if reference.atom is not None:
+            if reference.type == r.RVA32 and is_type_data(reference.atom):
+                # Distances from the beginning of the payload end in the payload; types are equal when their names are.
+                return Target(included=self.names.definers.get(reference.atom, (path, reference.atom)))
             return self._atom_target((path, reference.atom), holder)
         return self._name_target(reference.symbol or "")
 
@@ -144,6 +156,9 @@ class Selection:
             if atom.kind == "function":
                 for frame in self.frames_of(key):
                     references += [item for item in (frame.personality, frame.lsda) if item is not None]
+            locator = self.locator(key)
+            if locator is not None:
+                work.append(locator)
             for reference in references:
                 if reference.type in r.MARKS:
                     continue
@@ -155,6 +170,18 @@ class Selection:
                     self.wanted_atoms.add(target.old)
                 if target.symbol is not None:
                     self.wanted_symbols.add(target.symbol)
+
+    def locator(self, key: Key) -> Key | None:
+        """What leads to the type of an object: the MSVC ABI has a pointer to it right before the table of virtual
+        functions, without a name of its own."""
+        table = self.atom(key)
+        if not table.name.startswith("??_7"):
+            return None
+        for other, atom in self.names.objects[key[0]].atoms.items():
+            beside = atom.section == table.section and atom.offset + atom.size == table.offset
+            if beside and any((item.atom or item.symbol or "").startswith("??_R4") for item in atom.references):
+                return key[0], other
+        return None
 
     def _want_string(self, key: Key) -> None:
         """The program may hold and compare the address of a string that it has already, so that one is used."""

@@ -170,6 +170,8 @@ def _telling(atom: Atom) -> bool:
     """Whether the contents of some data speak for its place: zeros do not, nor does a byte or two."""
     if atom.kind == "string":
         return True  # whatever has these contents is this string, for all that a program can know
+    if atom.name and atom.section.startswith(".xdata"):
+        return True  # so it is with what the MSVC ABI says of a type that is thrown, down to the name of the type
     return len(atom.references) > 1 or (atom.size >= _DATA_BYTES and any(atom.data))
 
 

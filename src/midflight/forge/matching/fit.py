@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 from midflight.forge.matching import decode
 from midflight.forge.matching.decode import Different, Same
-from midflight.forge.matching.facts import Contradiction, Fact, Interpreter, Key, Names, agreement
+from midflight.forge.matching.facts import Contradiction, Fact, Interpreter, Key, Names, Source, agreement
 from midflight.forge.matching.runimage import RunImage
+
+MSVC_HANDLERS = ("__CxxFrameHandler", "__C_specific_handler")
+"""Who reads the tables of exceptions that compilers for the MSVC ABI make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,8 @@ class Fitter:
                 return Misfit(outcome.offset, outcome.describe())
             outcome = table
         size = outcome.size
+        if len(atom.stretches) > 1:
+            end = vaddr + size  # the unwind information has an entry for each part, compared below
         if end is not None and end - vaddr != size:
             rest = code[size : end - vaddr]
             if end - vaddr < size or not all(map(decode.is_padding, decode.decode(rest))):
@@ -85,11 +90,33 @@ class Fitter:
             return Misfit(len(atom.data), str(error))
         return Fit(vaddr, outcome, size, facts)
 
+    def _handlers(self, key: Key, same: Same) -> tuple[Fact, ...]:
+        """Where the unwind information of a function with handlers of the MSVC ABI is, by .pdata. Raises Contradiction
+        when run's describes other stretches of code."""
+        atom = self.names.atom(*key)
+        infos = [self.names.atom(key[0], item.info) for item in atom.stretches]
+        if len(infos) < 2 and not any(
+            (r.symbol or "").startswith(MSVC_HANDLERS) for info in infos for r in info.references
+        ):
+            return ()
+        found = []
+        for item in atom.stretches:
+            start, end = same.places.get(item.start), same.places.get(item.end)
+            described = self.run.unwinding.get(-1 if start is None else start)
+            if described is None or described[0] != end:
+                raise Contradiction(f"the unwind information of +{item.start:#x} is for another stretch of code in run")
+            how = Source(key, item.start, f"unwind information of {atom.name or key[1]}+{item.start:#x}")
+            id_ = self.names.id_of(key[0], item.info)
+            found.append(Fact(id_, "address", described[1] - item.info_offset, how))
+        return tuple(found)
+
     def _facts(self, key: Key, same: Same) -> Iterator[Fact]:
-        """Facts from the code, and from the data of this object that it leads to, whose contents are compared."""
+        """Facts from the code, and from the data of this object that it leads to, whose contents are compared; of the
+        handlers of exceptions of the MSVC ABI also their tables."""
         work: list[Fact] = []
         seen: set[Key] = set()
-        for fact in self.interpreter.code_facts(*key, same):
+        handlers = self._handlers(key, same)
+        for fact in (*self.interpreter.code_facts(*key, same), *handlers):
             yield fact
             work.append(fact)
         while work:
@@ -101,7 +128,8 @@ class Fitter:
             if place is None or place in seen:
                 continue
             seen.add(place)
-            if self.names.atom(*place).kind in ("function", "tls", "other"):
+            kind = self.names.atom(*place).kind
+            if kind in ("function", "tls") or (kind == "other" and not handlers):
                 continue
             for learnt in self.data(place, fact.value):
                 if learnt.what == "inside" and learnt.id == key:
@@ -110,6 +138,15 @@ class Fitter:
                 work.append(learnt)
 
 
+def is_label(same: Same, offset: int, vaddr: int) -> bool:
+    """Whether an address in run is that of an offset in a matched function. Tables of exceptions name return addresses
+    by the byte after them, which is in the middle of an instruction."""
+    place = same.places.get(offset)
+    if place is None and offset - 1 in same.places:
+        place = same.places[offset - 1] + 1
+    return place == vaddr
+
+
 def _check_label(same: Same, fact: Fact) -> None:
-    if same.places.get(fact.offset) != fact.value:
+    if not is_label(same, fact.offset, fact.value):
         raise Contradiction(f"{fact.how} leads to {fact.value:#x}, which is not +{fact.offset:#x} of the function")

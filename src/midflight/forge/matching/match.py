@@ -15,7 +15,7 @@ from midflight.forge.calls import uses
 from midflight.forge.difference.overruled import has_local_symbols
 from midflight.forge.matching.evidence import Evidence
 from midflight.forge.matching.facts import Contradiction, Id, Key, What, against, name_of, show
-from midflight.forge.matching.fit import Misfit
+from midflight.forge.matching.fit import Misfit, is_label
 from midflight.forge.matching.inputs import Inputs
 from midflight.forge.matching.prove import Prover
 from midflight.forge.matching.runimage import RunImage
@@ -353,7 +353,7 @@ class _Matcher:
             if found is None:
                 continue
             for value, hows in values.items():
-                if found.fit.same.places.get(offset) != value:
+                if not is_label(found.fit.same, offset, value):
                     who = next(iter(hows))
                     what_differs = f"{who} leads to {value:#x}, which is not +{offset:#x} of {id_[1]}"
                     self._find("MF133", (id_[0], id_[1]), what=what_differs)

@@ -11,6 +11,7 @@ from midflight.errors import ImageError
 from midflight.forge import relocs as r
 from midflight.image.binary import ImageFile
 from midflight.image.model import Relocation, Symbol
+from midflight.image.pe import PeFile
 from midflight.image.plt import PltEntry
 
 
@@ -221,6 +222,13 @@ class RunImage:
     @cached_property
     def _frame_starts(self) -> Sequence[int]:
         return sorted(self._frame_ends)
+
+    @cached_property
+    def unwinding(self) -> Mapping[int, tuple[int, int]]:
+        """Of PE images: where code begins that .pdata describes, to its end and its UNWIND_INFO."""
+        if not isinstance(self.elf, PeFile):
+            return {}
+        return {item.begin: (item.end, item.unwind) for item in self.elf.runtime_functions}
 
     def has_frame(self, vaddr: int) -> bool:
         """Whether unwind information begins a function at ``vaddr``."""

@@ -12,8 +12,8 @@ import iced_x86 as x86
 
 from midflight.forge.difference.lines import LineTables
 from midflight.forge.difference.linetable import Row
+from midflight.forge.families import base_name
 from midflight.forge.model import Atom, ObjectCode, Reference
-from midflight.forge.objects import base_name
 
 _FLOW = x86.FlowControl
 _VOLATILE = tuple(getattr(x86.Register, name) for name in ("RAX", "RCX", "RDX", "RSI", "RDI", "R8", "R9", "R10", "R11"))

@@ -17,8 +17,8 @@ from midflight.forge.calls import is_branch
 from midflight.forge.difference import layout
 from midflight.forge.difference.diff import is_cold
 from midflight.forge.difference.lines import LineTables
+from midflight.forge.families import base_name
 from midflight.forge.model import Atom, Finding, ObjectCode, ObjectDiff
-from midflight.forge.objects import base_name
 from midflight.forge.refusals import finding
 from midflight.forge.review import reviewnames
 from midflight.forge.review.callsites import CallSite, call_sites

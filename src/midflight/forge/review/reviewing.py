@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from midflight.forge.families import base_name
 from midflight.forge.matching.match import Key
 from midflight.forge.matching.runimage import RunImage
 from midflight.forge.model import Finding, ObjectDiff
-from midflight.forge.objects import base_name
 from midflight.forge.refusals import finding
 from midflight.forge.review.callgraph import call_graph
 from midflight.forge.review.moments import moments
