@@ -6,7 +6,6 @@ publishing a new record; a stolen server cannot name keys of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from midflight.patch.fields import FieldError, hex_bytes, integer, many, pattern, record
@@ -29,6 +28,9 @@ class ServerRecord:
     pins: tuple[Pin, ...]
     """At least two: the key in use, and a backup that is kept offline."""
     instruction_keys: tuple[PublicKey, ...]
+    """Sign instructions; kept by the server."""
+    hotpatch_keys: tuple[PublicKey, ...] = ()
+    """Sign hotpatch files; kept by their authors. Agents trust them beside their own trusted keys."""
 
 
 def encode_record(server: ServerRecord) -> bytes:
@@ -43,6 +45,7 @@ def encode_record(server: ServerRecord) -> bytes:
             "urls": list(server.urls),
             "pins": [str(pin) for pin in server.pins],
             "instruction_keys": [key.raw.hex() for key in server.instruction_keys],
+            "hotpatch_keys": [key.raw.hex() for key in server.hotpatch_keys],
         }
     )
     decode_record(data)
@@ -70,15 +73,29 @@ def _pin(value: object) -> Pin:
         raise FieldError(str(error)) from None
 
 
-def _make(instruction_keys: Iterable[bytes], pins: Sequence[Pin], urls: tuple[str, ...], version: int) -> ServerRecord:
+def _keys(value: object) -> tuple[PublicKey, ...]:
+    return tuple(PublicKey(raw) for raw in _raw_keys(value))
+
+
+def _make(
+    hotpatch_keys: tuple[PublicKey, ...],
+    instruction_keys: tuple[PublicKey, ...],
+    pins: tuple[Pin, ...],
+    urls: tuple[str, ...],
+    version: int,
+) -> ServerRecord:
+    if not instruction_keys:
+        raise FieldError("must have at least one key", ".instruction_keys")
     if len(set(pins)) != len(pins):
         raise FieldError("must differ: a backup that equals the first is none", ".pins")
-    return ServerRecord(urls, tuple(pins), tuple(PublicKey(raw) for raw in instruction_keys))
+    return ServerRecord(urls, pins, instruction_keys, hotpatch_keys)
 
 
+_raw_keys = many(hex_bytes(32), 0, 32)
 _record = record(
     _make,
-    instruction_keys=many(hex_bytes(32), 1, 8),
+    hotpatch_keys=_keys,
+    instruction_keys=_keys,
     pins=many(_pin, 2, 16),
     urls=many(pattern(r"https://[!-~]{1,500}", "an https URL"), 1, 16),
     version=integer(VERSION, VERSION),
