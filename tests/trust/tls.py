@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import select
 import socket
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -108,11 +110,13 @@ def connect_proxy() -> Iterator[tuple[str, list[str]]]:
             self.close_connection = True
 
         def do_GET(self) -> None:
-            import urllib.request
-
             asked.append(self.path)
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.path) as found:
-                self.answer(found.status, found.read())
+            where = urlsplit(self.path)
+            connection = http.client.HTTPConnection(where.netloc)
+            connection.request("GET", where.path)
+            found = connection.getresponse()
+            self.answer(found.status, found.read())
+            connection.close()
 
     with serve(Proxy) as url:
         yield url, asked

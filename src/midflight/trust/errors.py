@@ -33,3 +33,61 @@ class CertificateRefused(TrustError):
 class ServerRefused(TrustError):
     """The other side of a connection is not the server that is pinned, or does not behave like one. Reasons: pin,
     unreachable, slow, oversized, redirect, insecure."""
+
+
+class ContentError(TrustError):
+    """Content or its metadata could not be had, or is not believed. What was believed before stays in force."""
+
+
+class SourceUnreachable(ContentError):
+    """The source does not answer, or with an error; nothing is known about what it has."""
+
+    reason = "unreachable"
+
+
+class SourceSlow(ContentError):
+    """The source answers too slowly: the slow retrieval attack, or a bad line."""
+
+    reason = "slow"
+
+
+class EndlessData(ContentError):
+    """The source sends more than there should be."""
+
+    reason = "endless"
+
+
+class MetadataExpired(ContentError):
+    """The newest metadata that the source has is over: the freeze attack, or nobody renews it."""
+
+    reason = "expired"
+
+
+class MetadataRollback(ContentError):
+    """The source has older metadata than was seen before, or versions that do not belong together."""
+
+    reason = "rollback"
+
+
+class MetadataUnsigned(ContentError):
+    """Metadata is not signed by enough of the keys that must sign it."""
+
+    reason = "unsigned"
+
+
+class MetadataMalformed(ContentError):
+    """Metadata cannot be read."""
+
+    reason = "malformed"
+
+
+class ContentAltered(ContentError):
+    """A file does not have the hash that is signed."""
+
+    reason = "altered"
+
+
+class ContentMissing(ContentError):
+    """The repository has no such content, or the source not its file."""
+
+    reason = "missing"
