@@ -10,6 +10,9 @@ from midflight.cli.output import Output
 SUBCOMMANDS = {
     "init": "make a server: settings, database, keys, repository",
     "run": "serve devices, administrators and the console",
+    "user": "accounts of people: add, list, password, roles, disable, enable",
+    "token": "API tokens for programs: add, list, revoke",
+    "audit-verify": "prove that the audit log is the one that was written",
     "upgrade": "bring the database to the version of this program",
 }
 

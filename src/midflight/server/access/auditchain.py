@@ -53,10 +53,6 @@ class Head:
     sequence: int
     hash: str
 
-    def to_bytes(self, at: datetime, server: str) -> bytes:
-        """What is signed when a head is exported."""
-        return canonical({"audit_head": self.hash, "sequence": self.sequence, "at": stamp(at), "server": server})
-
 
 def stamp(at: datetime) -> str:
     """A time as the chain writes it: UTC, microseconds, always the same length. A time without zone is UTC."""

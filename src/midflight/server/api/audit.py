@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from sqlalchemy import select
 
-from midflight.server.access import audit
+from midflight.server.access import audit, audithead
 from midflight.server.access.auditchain import stamp
 from midflight.server.access.tables import AuditEntry
-from midflight.server.api.deps import Actor, DbSession, require
+from midflight.server.api.deps import Actor, AppSettings, DbSession, require
 from midflight.server.api.scopes import Scope
+from midflight.server.outputs import keys
 
 router = APIRouter(prefix="/api/v1/audit", tags=["audit"])
 
@@ -38,10 +40,14 @@ def list_entries(
 
 
 @router.get("/head")
-def head(session: DbSession, _actor: Annotated[Actor, require(Scope.AUDIT_READ)]) -> dict[str, Any]:
-    """Where the log stands. Kept elsewhere, it proves later that nothing was cut off or written anew."""
+def head(
+    request: Request, session: DbSession, settings: AppSettings, _actor: Annotated[Actor, require(Scope.AUDIT_READ)]
+) -> dict[str, Any]:
+    """Where the log stands. ``signed``, kept elsewhere, proves later that nothing was cut off or written anew."""
     found = audit.head(session)
-    return {"sequence": found.sequence, "hash": found.hash}
+    issuer, now = settings.public_url.rstrip("/"), datetime.now(UTC)
+    text = audithead.signed(keys.of_request(request).jwt, found, issuer, now)
+    return {"sequence": found.sequence, "hash": found.hash, "signed": text}
 
 
 def _entry(row: AuditEntry) -> dict[str, Any]:

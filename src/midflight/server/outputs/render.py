@@ -15,7 +15,7 @@ from midflight.server.outputs import ocsf, signing, tokens
 from midflight.server.outputs.jwtkeys import JwtKeys
 
 FORMATS = ("cloudevents", "ocsf", "caep")
-COMPLIANCE_CHANGED = "device.compliance_changed"
+COMPLIANCE_CHANGED = "compliance.changed"
 _PATCHES = {
     "patch.applied": (True, True),
     "patch.failed": (True, False),
