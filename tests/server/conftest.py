@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from midflight.server import keys
 from midflight.server.api.app import create_app
 from midflight.server.api.deps import make_bootstrap_token
+from midflight.server.enrollment import invite
 from midflight.server.outputs import keys as output_keys
 from midflight.server.settings import Settings
 from midflight.server.store.database import Database
 from midflight.server.store.migrate import upgrade
+from midflight.trust.keys import load_public_key
+from tests.server.device import Device
 from tests.server.postgresql import PostgreSQL
 
 
@@ -49,11 +54,22 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     made.close()
 
 
+@pytest.fixture(scope="session")
+def server_keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings that name one set of keys, made once."""
+    folder = tmp_path_factory.mktemp("keys")
+    names = ("ca_key", "ca_certificate", "instruction_key", "tls_key", "tls_certificate")
+    values = {name: str(folder / name) for name in names}
+    keys.create(Settings.of(folder, values))
+    return values
+
+
 @pytest.fixture
-def settings(tmp_path: Path, database: Database) -> Settings:
+def settings(tmp_path: Path, database: Database, server_keys: dict[str, str]) -> Settings:
     """Settings of a server on that database."""
     made = Settings.of(
-        tmp_path, {"database": database.url.render_as_string(hide_password=False), "embedded_worker": False}
+        tmp_path,
+        {"database": database.url.render_as_string(hide_password=False), "embedded_worker": False, **server_keys},
     )
     output_keys.create(made)
     return made
@@ -84,3 +100,25 @@ def admin(app: FastAPI, admin_token: str) -> Iterator[TestClient]:
     """The administrator."""
     with TestClient(app, headers={"Authorization": f"Bearer {admin_token}"}) as client:
         yield client
+
+
+@pytest.fixture
+def new_device(client: TestClient, database: Database, settings: Settings, tmp_path: Path) -> Callable[..., Device]:
+    """Makes devices that are enrolled and have reported."""
+    root = tmp_path / "repository" / "public" / "metadata"
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "1.root.json").write_text("{}")
+    key = load_public_key(settings.path(settings.instruction_key).with_suffix(".pub"))
+    count = iter(range(1000))
+
+    def make(name: str | None = None, report: bool = True, tags: dict[str, str] | None = None) -> Device:
+        number = next(count)
+        with database.write() as session:
+            _, token = invite(session, "test", datetime.now(UTC), tags=tags)
+        device = Device(client, tmp_path / f"device-{number}", key, name or f"web-{number}")
+        assert device.enroll(token).status_code == 200
+        if report:
+            device.check_in()
+        return device
+
+    return make

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midflight.errors import InputError
+from midflight.server import keys
 from midflight.server.api.deps import make_bootstrap_token
 from midflight.server.outputs import keys as output_keys
 from midflight.server.settings import FILE_NAME, Settings, written
@@ -22,6 +23,8 @@ class Installed:
     database: str
     """The database's URL, without a password."""
     bootstrap_token: str
+    pin: str
+    """Of the TLS key; empty behind a proxy."""
 
 
 def install(
@@ -50,6 +53,7 @@ def install(
         output_keys.create(settings)
         db.check()
         upgrade(db)
+        keys.create(settings)
         with db.write() as session:
             token = make_bootstrap_token(session)
     finally:
@@ -60,4 +64,5 @@ def install(
     descriptor = os.open(folder / FILE_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(written(values))
-    return Installed(settings, db.url.render_as_string(hide_password=True), token)
+    pin = keys.tls_pin(settings)
+    return Installed(settings, db.url.render_as_string(hide_password=True), token, str(pin or ""))

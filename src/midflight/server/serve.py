@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from midflight.server.keys import tls_pin
 from midflight.server.settings import Settings
 from midflight.server.store.database import Database
 from midflight.server.store.migrate import require_newest
@@ -26,7 +27,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
         require_newest(database)
     finally:
         database.close()
-    tls = settings.tls and settings.path(settings.tls_certificate).exists()
+    tls = settings.tls
     config = uvicorn.Config(
         create_app(settings),
         host=host,
@@ -37,6 +38,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
         ssl_certfile=settings.path(settings.tls_certificate) if tls else None,
         ssl_keyfile=settings.path(settings.tls_key) if tls else None,
     )
+    say(f"TLS pin {tls_pin(settings) or 'of the proxy'}")
     say(f"serving {'https' if tls else 'http'}://{settings.listen}, stop with Ctrl-C")
     uvicorn.Server(config).run()
     return 0

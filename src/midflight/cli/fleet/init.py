@@ -28,8 +28,14 @@ def run(args: argparse.Namespace, out: Output) -> int:
     out.line("settings         ", str(made.settings.folder / "server.toml"))
     out.line("database         ", made.database)
     out.line("bootstrap token  ", Styled(made.bootstrap_token, "bold"), "  shown once")
+    out.line("TLS pin          ", made.pin)
     out.line("next             ", f"midflight server run {args.folder}")
     out.result(
-        {"folder": str(made.settings.folder), "database": made.database, "bootstrap_token": made.bootstrap_token}
+        {
+            "folder": str(made.settings.folder),
+            "database": made.database,
+            "bootstrap_token": made.bootstrap_token,
+            "pin": made.pin,
+        }
     )
     return 0

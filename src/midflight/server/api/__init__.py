@@ -1,9 +1,10 @@
-"""The HTTP interface: one file a resource. ROUTERS lists them; each module has a ``router`` (one line for each)."""
+"""The HTTP interface: one file a resource. Each module named in ROUTERS has a ``router`` (one line for each)."""
 
 ROUTERS: tuple[str, ...] = (
-    "midflight.server.api.health",
     "midflight.server.api.accounts",
     "midflight.server.api.audit",
+    "midflight.server.api.device",
     "midflight.server.api.gate",
+    "midflight.server.api.health",
     "midflight.server.api.webhooks",
-)  # fmt: skip
+)

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 
 from fastapi import APIRouter, FastAPI
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.exc import DBAPIError
 
 from midflight import __version__
+from midflight.server import keys
 from midflight.server.api import ROUTERS, problems
+from midflight.server.api.device import CheckInGate
+from midflight.server.checkin.presence import Presence
+from midflight.server.checkin.receive import CheckIns
 from midflight.server.settings import Settings
 from midflight.server.store import tables  # noqa: F401 - all tables, before the first session
 from midflight.server.store.database import Database
+from midflight.server.work.tasks import Context, Timer
+
+FLUSH_S = 2.0
+"""Seconds between two writes of who was seen."""
+_log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
@@ -26,7 +40,17 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        running = [asyncio.create_task(_flush(checkins.presence))]
+        if settings.embedded_worker:
+            timer = Timer(Context(db, settings, checkins.fleet))
+            running.append(asyncio.create_task(_work(timer, settings.worker_interval)))
         yield
+        for task in running:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        with suppress(DBAPIError):
+            await run_in_threadpool(checkins.presence.flush)
         if database is None:
             db.close()
 
@@ -41,9 +65,35 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.database = db
+    app.state.keys = keys.load(settings)
+    checkins = CheckIns(db, settings, app.state.keys.signers)
+    app.state.checkins = checkins
+    app.add_middleware(CheckInGate, checkins=checkins, settings=settings)
     problems.install(app)
     for name in ROUTERS:
         router = importlib.import_module(name).router
         assert isinstance(router, APIRouter)
         app.include_router(router)
     return app
+
+
+async def _work(timer: Timer, every_s: int) -> None:
+    """Do background work inside this process (embedded mode). A step that runs is finished before the process ends."""
+    while True:
+        step = asyncio.ensure_future(run_in_threadpool(timer.tick, datetime.now(UTC)))
+        try:
+            await asyncio.shield(step)
+        except asyncio.CancelledError:
+            await step
+            raise
+        await asyncio.sleep(every_s)
+
+
+async def _flush(presence: Presence) -> None:
+    """Write who was seen, every few seconds."""
+    while True:
+        await asyncio.sleep(FLUSH_S)
+        try:
+            await run_in_threadpool(presence.flush)
+        except DBAPIError as error:
+            _log.warning("presence is written later: %s", error.orig)

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from midflight.errors import InputError, MidflightError
 from midflight.server.store.database import DatabaseError
+from midflight.trust.errors import CertificateRefused, RequestRefused, TrustError
 
 MEDIA_TYPE = "application/problem+json"
 _CODES = {400: "bad-request", 401: "unauthenticated", 403: "forbidden", 404: "not-found", 405: "method-not-allowed"}
@@ -48,8 +49,20 @@ def not_found(what: str, id: str) -> Problem:
 
 def problem_response(status: int, code: str, detail: str, headers: Mapping[str, str], **extra: Any) -> Response:
     """The response that carries a problem."""
+    return Response(problem_body(status, code, detail, **extra), status, dict(headers), MEDIA_TYPE)
+
+
+def problem_body(status: int, code: str, detail: str, **extra: Any) -> bytes:
+    """The document of a problem."""
     document = {"type": f"urn:midflight:problem:{code}", "title": code, "status": status, "detail": detail, **extra}
-    return Response(orjson.dumps(document), status, dict(headers), MEDIA_TYPE)
+    return orjson.dumps(document)
+
+
+def status_of(error: TrustError) -> int:
+    """The HTTP status for something that is not believed."""
+    if error.reason == "oversized":
+        return 413
+    return 401 if isinstance(error, RequestRefused | CertificateRefused) else 400
 
 
 def install(app: FastAPI) -> None:
@@ -58,6 +71,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Problem)
     async def problem(_request: Request, error: Problem) -> Response:
         return problem_response(error.status, error.code, str(error), error.headers, **error.extra)
+
+    @app.exception_handler(TrustError)
+    async def untrusted(_request: Request, error: TrustError) -> Response:
+        return problem_response(status_of(error), error.reason, str(error), {})
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:

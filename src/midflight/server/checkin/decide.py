@@ -9,12 +9,13 @@ from hashlib import sha256
 
 from sqlalchemy.orm import Session
 
-from midflight.server.checkin.standing import Place, memberships_of
+from midflight.server.checkin.standing import memberships_of
 from midflight.server.domain import deadlines, memberships, offers, safeguards, windows
 from midflight.server.domain import model as m
 from midflight.server.domain.reasons import Reason
 from midflight.server.domain.standing import standing
 from midflight.server.store import convert, events
+from midflight.server.store.bulk import Place
 from midflight.server.store.fleet import Fleet
 from midflight.server.store.policies import Membership
 from midflight.trust.encoding import canonical
@@ -44,8 +45,12 @@ class Decided:
     interval_s: int
 
 
-def decide(session: Session, place: Place, fleet: Fleet, now: datetime) -> Decided:
-    """Decide, and let the device's memberships follow. The caller holds the device's lock."""
+def decide(session: Session, place: Place, fleet: Fleet, now: datetime, lifted: Sequence[str] = ()) -> Decided:
+    """Decide, and let the device's memberships follow. The caller holds the device's lock.
+
+    Args:
+        lifted: sha256 of content whose bar on the device a person lifted.
+    """
     device, policy = place.device, place.governance.policy
     rows = memberships_of(session, device.id, fleet.live)
     lives = [fleet.live[id] for id in rows]
@@ -65,7 +70,7 @@ def decide(session: Session, place: Place, fleet: Fleet, now: datetime) -> Decid
     for id, verdict in decision.verdicts.items():
         _follow(session, rows[id], verdict, device.id, now)
     actions = tuple(_action(fleet, rows[action.deployment], action) for action in decision.actions)
-    return _decided(place, spans, actions, decision.actions, held, now)
+    return _decided(place, spans, actions, decision.actions, held, lifted, now)
 
 
 def _follow(session: Session, row: Membership, verdict: memberships.Verdict, device: str, now: datetime) -> None:
@@ -108,6 +113,7 @@ def _decided(
     actions: tuple[Action, ...],
     decided: Sequence[offers.Action],
     held: Sequence[safeguards.Safeguard],
+    lifted: Sequence[str],
     now: datetime,
 ) -> Decided:
     device, policy = place.device, place.governance.policy
@@ -120,7 +126,7 @@ def _decided(
         interval_s=policy.check_in_s if policy else 300,
         windows=tuple(_whole(span) for span in spans if span.start < now + AHEAD)[:100],
         actions=actions,
-        policy=_settings(policy, place),
+        policy=_settings(policy, place) | {"lift_bars": sorted(lifted)},
     )
     moments = [issued + LIFETIME - MARGIN, *(hold.expires for hold in held if hold.expires)]
     if decided and spans:

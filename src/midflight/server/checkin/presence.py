@@ -35,9 +35,10 @@ class Presence:
         with self._lock:
             self._seen[device] = (to_micros(now), sequence)
 
-    def sequence(self, device: str) -> int:
-        """The sequence of its last request that is not yet written, 0 if there is none."""
-        return self._seen.get(device, (0, 0))[1]
+    def last(self, device: str) -> tuple[int, int]:
+        """When (microseconds) it was here last, and the sequence of that request, if that is not yet written; or
+        zeros."""
+        return self._seen.get(device, (0, 0))
 
     def flush(self) -> int:
         """Write what was collected; returns how many devices. What cannot be written now is kept for the next time."""

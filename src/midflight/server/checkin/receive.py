@@ -21,6 +21,7 @@ from midflight.server.checkin.decide import Decided, decide
 from midflight.server.checkin.presence import Presence
 from midflight.server.checkin.standing import load_device, place_of, settle
 from midflight.server.settings import Settings
+from midflight.server.store import invalidate
 from midflight.server.store.base import from_micros, to_micros
 from midflight.server.store.database import Database
 from midflight.server.store.devices import Answer as AnswerRow
@@ -34,7 +35,7 @@ from midflight.trust.requests import DeviceRequest, check_sequence, verify_reque
 
 _FIND = text(
     "SELECT c.device_id, c.public_key, c.not_before, c.not_after, c.revoked_reason, d.sequence, d.state_digest,"
-    " d.inventory_digest, a.sequence AS told, a.until, a.expires, a.interval_s, d.regroup, p.last_seen"
+    " d.inventory_digest, a.sequence AS told, a.until, a.expires, a.interval_s, a.regroup, p.last_seen"
     " FROM certificate c JOIN device d ON d.id = c.device_id JOIN answer a ON a.device_id = c.device_id"
     " JOIN presence p ON p.device_id = c.device_id"
     " WHERE c.fingerprint = :fingerprint"
@@ -90,7 +91,7 @@ class CheckIns:
             )
 
         request = verify_request(sent.headers, sent.method, sent.path, sent.query, sent.body, find, now)
-        check_sequence(request, max(rows[0].sequence, self.presence.sequence(request.device)))
+        check_sequence(request, max(rows[0].sequence, self.presence.last(request.device)[1]))
         return request, rows[0]
 
     def handle(self, sent: Sent, now: datetime) -> bytes:
@@ -103,12 +104,25 @@ class CheckIns:
         with self.database.read() as session:
             request, row = self.identify(session, sent, now)
         message = decode_check_in(sent.body)
+        seen = from_micros(max(row.last_seen, self.presence.last(request.device)[0]))
         if self._nothing_new(message, row, now):
-            answer = Answer(pace.interval(row.interval_s, from_micros(row.last_seen), now, self._random))
+            answer = Answer(pace.interval(row.interval_s, seen, now, self._random))
         else:
-            answer = self._news(request, message, from_micros(row.last_seen), now)
+            answer = self._news(request, message, seen, now)
         self.presence.seen(request.device, request.sequence, now)
         return encode_answer(answer)
+
+    def authenticated(self, session: Session, sent: Sent, now: datetime) -> DeviceRequest:
+        """Who made a request that changes something: its sequence is used up in this transaction.
+
+        Raises:
+            RequestRefused: nobody that is known, or it came before.
+        """
+        request, _ = self.identify(session, sent, now)
+        device = session.scalars(select(Device).where(Device.id == request.device).with_for_update()).one()
+        check_sequence(request, device.sequence)
+        device.sequence = request.sequence
+        return request
 
     @staticmethod
     def _nothing_new(message: CheckIn, row: Row[Any], now: datetime) -> bool:
@@ -134,10 +148,13 @@ class CheckIns:
             if want:
                 return Answer(1, None, want)
             view = load_device(session, device, fleet, now)
-            changed = message.state is not None or message.inventory is not None or device.regroup
+            changed = message.state is not None or message.inventory is not None or told.regroup
             place = settle(session, device, view, fleet, now) if changed else place_of(session, device, view, fleet)
+            told.regroup = False
+            if changed or message.outcomes:
+                invalidate.compliance_of(session, device.id)
             session.flush()
-            decided = decide(session, place, fleet, now)
+            decided = decide(session, place, fleet, now, device.lifted)
             return self._answer(told, message, decided, seen, now)
 
     def _record(

@@ -87,6 +87,11 @@ def state(session: Session, device: Device, reported: State, digest: str, now: d
     device.agent, device.timezone, device.boot_id = reported.agent, reported.timezone, reported.boot_id
     device.memory_free_mib = reported.memory_free_mib
     device.integrity_violated, device.restart_pending = violated, reported.restart.pending
+    barred = {bar.sha256 for bar in reported.bars}
+    if kept := [sha256 for sha256 in device.lifted if sha256 in barred]:
+        device.lifted = kept
+    elif device.lifted:
+        device.lifted = []
     device.state, device.state_digest, device.reported = document, digest, now
 
 
@@ -124,9 +129,9 @@ def inventory(
     known = ids.of(session, images)
     wanted = {known[image.build_id, image.path, image.package, image.version]: image.processes for image in images}
     have = dict(
-        session.execute(select(DeviceImage.image_id, DeviceImage.processes).where(DeviceImage.device_id == device.id))
-        .tuples()
-        .all()
+        session.execute(
+            select(DeviceImage.image_id, DeviceImage.processes).where(DeviceImage.device_id == device.id)
+        ).all()
     )
     gone = have.keys() - wanted.keys()
     if gone:

@@ -6,34 +6,25 @@ groups or policies. The caller holds the device's lock (its row of ``answer``)."
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from midflight.server.domain import model as m
-from midflight.server.domain.audience import Governance, governing
+from midflight.server.domain.audience import governing
 from midflight.server.domain.eligibility import ineligible
 from midflight.server.domain.reasons import Reason
 from midflight.server.domain.standing import not_for
 from midflight.server.store import convert
 from midflight.server.store.base import from_micros
+from midflight.server.store.bulk import Place, governance_of
 from midflight.server.store.devices import Device, DeviceImage, GroupMember, Image, Presence
 from midflight.server.store.fleet import Fleet, Live
 from midflight.server.store.policies import Membership
 
 _UNSEEN = (Reason.NOT_AFFECTED, Reason.NO_INVENTORY)
 """A device that a deployment does not touch has no row in it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A device with all that decides about it."""
-
-    device: m.Device
-    groups: frozenset[str]
-    governance: Governance
 
 
 def load_device(session: Session, row: Device, fleet: Fleet, last_seen: datetime | None = None) -> m.Device:
@@ -44,7 +35,7 @@ def load_device(session: Session, row: Device, fleet: Fleet, last_seen: datetime
             select(Image.build_id, Image.path, Image.package, Image.version, DeviceImage.processes)
             .join(DeviceImage, DeviceImage.image_id == Image.id)
             .where(DeviceImage.device_id == row.id)
-        ).tuples()
+        )
     )
     if last_seen is None:
         last_seen = session.scalar(select(Presence.last_seen).where(Presence.device_id == row.id))
@@ -55,9 +46,7 @@ def load_device(session: Session, row: Device, fleet: Fleet, last_seen: datetime
 
 def settle(session: Session, row: Device, device: m.Device, fleet: Fleet, now: datetime) -> Place:
     """Find groups, policy and deployments of a device anew, and write what differs."""
-    found = session.execute(
-        select(GroupMember.group_id, GroupMember.listed).where(GroupMember.device_id == row.id)
-    ).tuples()
+    found = session.execute(select(GroupMember.group_id, GroupMember.listed).where(GroupMember.device_id == row.id))
     have = dict(found.all())
     listed = {group for group, is_listed in have.items() if is_listed}
     ruled = fleet.groups.of(device)
@@ -74,7 +63,6 @@ def settle(session: Session, row: Device, device: m.Device, fleet: Fleet, now: d
     row.policy_id = governance.policy.id if governance.policy else None
     row.governance = governance.reason.value if governance.reason else ""
     row.governance_detail = governance.detail
-    row.regroup = False
     place = Place(device, groups, governance)
     _join(session, place, fleet, now)
     return place
@@ -83,11 +71,7 @@ def settle(session: Session, row: Device, device: m.Device, fleet: Fleet, now: d
 def place_of(session: Session, row: Device, device: m.Device, fleet: Fleet) -> Place:
     """The place of a device to which nothing happened since it was settled."""
     groups = frozenset(session.scalars(select(GroupMember.group_id).where(GroupMember.device_id == row.id)))
-    policy = fleet.policies.get(row.policy_id or "")
-    if policy is not None:
-        return Place(device, groups, Governance(policy))
-    reason = convert.reason_of(row.governance) if row.governance else Reason.UNASSIGNED
-    return Place(device, groups, Governance(None, reason, row.governance_detail))
+    return Place(device, groups, governance_of(row, fleet))
 
 
 def concerns(place: Place, live: Live, fleet: Fleet) -> m.Membership | None:

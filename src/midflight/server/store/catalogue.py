@@ -49,6 +49,8 @@ class Content(Base):
     """The revocation asks for it to be taken out where it runs."""
     missing: Mapped[bool]
     """It is no longer in the repository: it is kept for history, and never offered."""
+    version: Mapped[int] = mapped_column(default=1)
+    """Of what administrators edit (``deployable_until``, ``details``, which CVEs are exploited)."""
 
 
 class ContentImage(Base):

@@ -193,7 +193,11 @@ def device_of(
         memory_free_mib=row.memory_free_mib,
         images=None if images is None or not row.inventory_digest else tuple(images),
         patches=patches_of(state, content_ids),
-        bars=frozenset(content_ids[bar["sha256"]] for bar in bars if bar["sha256"] in content_ids),
+        bars=frozenset(
+            content_ids[bar["sha256"]]
+            for bar in bars
+            if bar["sha256"] in content_ids and bar["sha256"] not in row.lifted
+        ),
         boot_id=row.boot_id,
         enrolled=row.enrolled,
         last_seen=last_seen,

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from midflight.errors import InputError, MidflightError
 
-Row = TypeVar("Row", bound=tuple[Any, ...])
+Query = TypeVar("Query", bound=Select[Any])
 
 
 class DatabaseError(MidflightError):
@@ -131,7 +131,7 @@ class Database:
         self.engine.dispose()
 
 
-def claimed(statement: Select[Row]) -> Select[Row]:
+def claimed(statement: Query) -> Query:
     """The statement with its rows locked for this transaction alone, rows that others hold left out.
 
     SQLite has no row locks and needs none: a writing transaction has the whole database.

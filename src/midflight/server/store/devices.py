@@ -39,11 +39,12 @@ class Device(Base):
         Index("ix_device_hostname", "hostname", "id"),
         Index("ix_device_machine", "machine_id"),
         Index("ix_device_policy", "policy_id", "id"),
-        Index("ix_device_regroup", "id", postgresql_where=text("regroup"), sqlite_where=text("regroup")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     machine_id: Mapped[str]
+    token_id: Mapped[str]
+    """The invitation that it came with."""
     hostname: Mapped[str]
     platform: Mapped[str]
     kernel: Mapped[str]
@@ -63,6 +64,8 @@ class Device(Base):
     integrity_violated: Mapped[bool]
     restart_pending: Mapped[bool]
     enrolled: Mapped[datetime]
+    lifted: Mapped[list[str]]
+    """sha256 of content whose bar on this device a person lifted; the device hears of it and forgets the bar."""
     disabled: Mapped[datetime | None]
     disabled_reason: Mapped[str]
     policy_id: Mapped[str | None] = mapped_column(ForeignKey("policy.id"))
@@ -70,8 +73,6 @@ class Device(Base):
     governance: Mapped[str]
     """Why none does: a Reason, or empty."""
     governance_detail: Mapped[str]
-    regroup: Mapped[bool]
-    """Its groups and its policy must be looked for again."""
     version: Mapped[int] = mapped_column(default=1)
     """Of what administrators edit (tags, disabled), for If-Match."""
 
@@ -106,7 +107,10 @@ class Answer(Base):
     """What a device was told last, and until when that needs no second thought."""
 
     __tablename__ = "answer"
-    __table_args__ = {"postgresql_with": {"fillfactor": "80"}}  # noqa: RUF012 - read by SQLAlchemy
+    __table_args__ = (
+        Index("ix_answer_regroup", "device_id", postgresql_where=text("regroup"), sqlite_where=text("regroup")),
+        {"postgresql_with": {"fillfactor": "80"}},
+    )
 
     device_id: Mapped[str] = mapped_column(ForeignKey("device.id"), primary_key=True)
     sequence: Mapped[int]
@@ -118,6 +122,8 @@ class Answer(Base):
     until: Mapped[int]
     """From then on (microseconds) they are decided anew; 0: at the next check-in."""
     interval_s: Mapped[int]
+    regroup: Mapped[bool]
+    """Its groups and its policy must be looked for again."""
 
 
 class Image(Base):

@@ -62,7 +62,7 @@ class FleetCache:
 
     def get(self, session: Session) -> Fleet:
         """The picture as of now, in this transaction."""
-        stamps = dict(session.execute(select(Stamp.name, Stamp.value)).tuples().all())
+        stamps = dict(session.execute(select(Stamp.name, Stamp.value)).all())
         fleet = self._fleet
         if fleet.stamps == stamps:
             return fleet

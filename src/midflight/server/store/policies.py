@@ -55,6 +55,8 @@ class Deployment(Base):
     """Of the effective state."""
     ring: Mapped[int]
     ring_since: Mapped[datetime | None]
+    first_offer: Mapped[datetime | None]
+    """When its first ring was opened."""
     accepted: Mapped[list[int]] = mapped_column()
     """Per ring: bad outcomes that a person saw and accepted by resuming."""
     expedite: Mapped[bool]

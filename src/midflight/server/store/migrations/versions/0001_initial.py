@@ -38,6 +38,7 @@ def upgrade() -> None:
         sa.Column("revoked_reason", sa.Text(), nullable=False),
         sa.Column("revoked_revert", sa.Boolean(), nullable=False),
         sa.Column("missing", sa.Boolean(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_content")),
     )
     with op.batch_alter_table("content", schema=None) as batch_op:
@@ -203,6 +204,7 @@ def upgrade() -> None:
         sa.Column("since", sa.BigInteger(), nullable=False),
         sa.Column("ring", sa.BigInteger(), nullable=False),
         sa.Column("ring_since", sa.BigInteger(), nullable=True),
+        sa.Column("first_offer", sa.BigInteger(), nullable=True),
         sa.Column("accepted", JSON, nullable=False),
         sa.Column("expedite", sa.Boolean(), nullable=False),
         sa.Column("audience", JSON, nullable=True),
@@ -226,6 +228,7 @@ def upgrade() -> None:
         "device",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("machine_id", sa.Text(), nullable=False),
+        sa.Column("token_id", sa.Text(), nullable=False),
         sa.Column("hostname", sa.Text(), nullable=False),
         sa.Column("platform", sa.Text(), nullable=False),
         sa.Column("kernel", sa.Text(), nullable=False),
@@ -242,12 +245,12 @@ def upgrade() -> None:
         sa.Column("integrity_violated", sa.Boolean(), nullable=False),
         sa.Column("restart_pending", sa.Boolean(), nullable=False),
         sa.Column("enrolled", sa.BigInteger(), nullable=False),
+        sa.Column("lifted", JSON, nullable=False),
         sa.Column("disabled", sa.BigInteger(), nullable=True),
         sa.Column("disabled_reason", sa.Text(), nullable=False),
         sa.Column("policy_id", sa.Text(), nullable=True),
         sa.Column("governance", sa.Text(), nullable=False),
         sa.Column("governance_detail", sa.Text(), nullable=False),
-        sa.Column("regroup", sa.Boolean(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["policy_id"], ["policy.id"], name=op.f("fk_device_policy_id_policy")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_device")),
@@ -256,13 +259,6 @@ def upgrade() -> None:
         batch_op.create_index("ix_device_hostname", ["hostname", "id"], unique=False)
         batch_op.create_index("ix_device_machine", ["machine_id"], unique=False)
         batch_op.create_index("ix_device_policy", ["policy_id", "id"], unique=False)
-        batch_op.create_index(
-            "ix_device_regroup",
-            ["id"],
-            unique=False,
-            postgresql_where=sa.text("regroup"),
-            sqlite_where=sa.text("regroup"),
-        )
 
     op.create_table(
         "answer",
@@ -272,10 +268,20 @@ def upgrade() -> None:
         sa.Column("expires", sa.BigInteger(), nullable=False),
         sa.Column("until", sa.BigInteger(), nullable=False),
         sa.Column("interval_s", sa.BigInteger(), nullable=False),
+        sa.Column("regroup", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(["device_id"], ["device.id"], name=op.f("fk_answer_device_id_device")),
         sa.PrimaryKeyConstraint("device_id", name=op.f("pk_answer")),
         postgresql_with={"fillfactor": "80"},
     )
+    with op.batch_alter_table("answer", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_answer_regroup",
+            ["device_id"],
+            unique=False,
+            postgresql_where=sa.text("regroup"),
+            sqlite_where=sa.text("regroup"),
+        )
+
     op.create_table(
         "approval",
         sa.Column("deployment_id", sa.Text(), nullable=False),
