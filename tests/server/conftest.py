@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,12 +42,22 @@ def _template(postgresql: PostgreSQL) -> str:
     return url.rpartition("/")[2]
 
 
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with all tables, to copy."""
+    path = tmp_path_factory.mktemp("sqlite") / "midflight.db"
+    database = Database(f"sqlite:///{path}")
+    upgrade(database)
+    database.close()
+    return path
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """A database with all tables and no rows; the test runs once for each kind."""
     if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("_sqlite_template"), tmp_path / "midflight.db")
         made = Database(f"sqlite:///{tmp_path}/midflight.db")
-        upgrade(made)
     else:
         template = request.getfixturevalue("_template")
         made = Database(request.getfixturevalue("postgresql").create(template))

@@ -124,5 +124,5 @@ class PostgreSQL:
 
     def remove(self) -> None:
         """Stop it and remove all it had."""
-        self.stop()
+        self.stop(signal.SIGQUIT)
         shutil.rmtree(self.folder, ignore_errors=True)

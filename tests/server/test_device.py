@@ -7,7 +7,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
@@ -63,19 +62,18 @@ def test_a_changed_inventory_is_asked_for_and_replaces_the_old_one(database: Dat
         assert session.scalars(select(DeviceImage.processes)).all() == [61]
 
 
-@pytest.mark.parametrize("header", ["signature", "content-digest", "midflight-sequence", "signature-input"])
-def test_an_altered_or_unsigned_request_is_refused(new_device: Make, header: str) -> None:
+def test_an_altered_or_unsigned_request_is_refused(new_device: Make) -> None:
     device = new_device()
-    other = new_device()
-    assert other.identity is not None
     body = device.message()
     good = device.send(CHECK_IN_PATH, body)
     assert good.status_code == 200
-    for value in ("", "x", good.request.headers[header].replace("1", "2").replace("A", "B").replace("a", "b")):
-        response = device.send(CHECK_IN_PATH, body, **{header: value})
-        assert response.status_code == 401, value
-        assert response.headers["content-type"] == "application/problem+json"
-        assert response.json()["title"] in ("malformed", "unsigned", "altered", "unknown", "stale")
+    for header in ("signature", "content-digest", "midflight-sequence", "signature-input"):
+        altered = good.request.headers[header].replace("1", "2").replace("A", "B").replace("a", "b")
+        for value in ("", "x", altered):
+            response = device.send(CHECK_IN_PATH, body, **{header: value})
+            assert response.status_code == 401, (header, value)
+            assert response.headers["content-type"] == "application/problem+json"
+            assert response.json()["title"] in ("malformed", "unsigned", "altered", "unknown", "stale")
 
 
 def test_a_request_that_is_played_again_is_refused(client: TestClient, new_device: Make) -> None:
