@@ -258,7 +258,8 @@ def test_what_is_no_windows_file(samples: dict[str, Path], windows: dict[str, Pa
 
 IMAGE_FACTS = (
     "kind", "is_pie", "build_id", "soname", "needed", "segments", "sections", "symbols_by_name", "got_entries",
-    "plt_entries", "exports", "imports", "runtime_functions", "load_config", "hotpatch_info", "has_debug",
+    "plt_entries", "exports", "imports", "runtime_functions", "load_config", "hotpatch_info", "has_debug", "codeview",
+    "comments",
     "symbols", "dynamic_symbols", "dynamic_relocations", "plt", "function_extents",
 )  # fmt: skip
 OBJECT_FACTS = (

@@ -100,6 +100,12 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         "the unfixed tree); 'plain' asks for a plain build",
     )
     what.add_argument(
+        "--symbols",
+        type=Path,
+        metavar="FILE.pdb",
+        help="with --source: the PDB of a Windows binary that runs (default: the one beside it, if it has no symbols)",
+    )
+    what.add_argument(
         "--build-root",
         type=Path,
         metavar="DIR",
@@ -199,6 +205,8 @@ def check_inputs(args: argparse.Namespace) -> None:
     if args.debian is not None:
         if args.make is not None:
             raise InputError("--make belongs to --source; with --debian the package's own rules build it")
+        if args.symbols is not None:
+            raise InputError("--symbols belongs to --source; Debian's packages have no PDB")
         return
     if args.make is None or not args.image:
         raise InputError("--source needs --make and --image: how it is built, and what comes of it")
@@ -335,6 +343,7 @@ def request_of(args: argparse.Namespace, work: Path, overrides: Mapping[tuple[st
         reviewer=args.reviewer,
         hooks=args.hooks,
         jobs=args.jobs,
+        symbols=args.symbols,
     )
 
 

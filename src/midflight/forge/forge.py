@@ -24,17 +24,18 @@ from midflight.forge.difference.overruled import folded, has_local_symbols, over
 from midflight.forge.linking.hooks import compile_hooks, example, hook_functions, strangers
 from midflight.forge.linking.link import Linked, link
 from midflight.forge.linking.select import Selection, select
-from midflight.forge.matching.debugfiles import open_debug_file
+from midflight.forge.matching.debugfiles import open_debug_file, open_pdb
 from midflight.forge.matching.inputs import Inputs
 from midflight.forge.matching.match import Fixed, Key, match
 from midflight.forge.matching.matchreport import match_report
-from midflight.forge.matching.runimage import RunImage
+from midflight.forge.matching.runimage import RunImage, SymbolTable
 from midflight.forge.model import BuildPair, Finding, Match, ObjectCode, ObjectDiff
 from midflight.forge.objects import read_object
 from midflight.forge.refusals import REFUSALS, finding
 from midflight.forge.review.reviewing import Evidence, review_image
 from midflight.forge.review.touched import touched
 from midflight.image.binary import ImageFile, open_image
+from midflight.image.pe import PeFile
 from midflight.patch.manifest import (
     PE_SCHEMA,
     REVIEWED_SCHEMA,
@@ -76,6 +77,8 @@ class ForgeRequest:
     hooks: Path | None = None
     """A C file with hooks."""
     jobs: int | None = None
+    symbols: Path | None = None
+    """The PDB of the binary that runs; None: the one beside it, if it needs one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,7 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
     progress(f"compare: {len(pair.changed)} objects")
     diffs = [diff for path in pair.changed if (diff := _difference(pair, path)) is not None]
     with open_image(running) as run, open_image(pair.post.image) as post:
-        debug = open_debug_file(run.build_id) if run.format == "elf" else None
+        debug = _symbols(run, running, request.symbols)
         work = _Work(request, pair, diffs, run, post, debug)
         progress(f"match: against {running.name}")
         linked = work.link(progress)
@@ -179,6 +182,15 @@ def forge_pair(request: ForgeRequest, pair: BuildPair, progress: Progress = lamb
         review=None if request.reviewer is None else Review(request.reviewer, digest),
     )
     return ForgeResult(manifest, {target.payload: linked.payload}, report, (evidence,))
+
+
+def _symbols(run: ImageFile, path: Path, named: Path | None) -> SymbolTable | None:
+    """The external symbols of the running image. Raises ImageError when those that were named are not its own."""
+    if isinstance(run, PeFile):
+        return open_pdb(run, path, named)
+    if named is not None:
+        raise InputError(f"{named}: a PDB belongs to a Windows program; of others debug files are found by themselves")
+    return open_debug_file(run.build_id)
 
 
 def _difference(pair: BuildPair, path: Path) -> ObjectDiff | None:
@@ -219,7 +231,7 @@ class _Work:
     diffs: Sequence[ObjectDiff]
     run: ImageFile
     post: ImageFile
-    debug: ImageFile | None = None
+    debug: SymbolTable | None = None
     """The external debug file of the running image."""
     findings: list[Finding] = field(default_factory=list)
     selection: Selection | None = None

@@ -23,6 +23,7 @@ from midflight.image.reader import Mapped, Reader
 from midflight.image.source import MAX_READ, RemoteSource, Source, decode
 
 if TYPE_CHECKING:
+    from midflight.image.pdb import CodeView
     from midflight.image.pehotpatch import HotPatchInfo
     from midflight.image.petables import Export, ImportedSymbol, LoadConfig, RuntimeFunction
     from midflight.image.plt import GotSlot, PltEntry
@@ -430,6 +431,13 @@ class PeFile(Reader, Mapped):
         from midflight.image import petables
 
         return petables.read_load_config(self)
+
+    @cached_property
+    def codeview(self) -> CodeView | None:
+        """Which PDB has its symbols, by its debug directory; None when it names none."""
+        from midflight.image import petables
+
+        return petables.read_codeview(self)
 
     @cached_property
     def hotpatch_info(self) -> HotPatchInfo | None:

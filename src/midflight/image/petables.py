@@ -14,9 +14,12 @@ from midflight.image.model import Symbol, SymbolType
 from midflight.image.source import MAX_ENTRIES, Source, decode
 
 if TYPE_CHECKING:
+    from midflight.image.pdb import CodeView
     from midflight.image.pe import PeFile
 
-_EXPORT, _IMPORT, _EXCEPTION, _BASERELOC, _DELAY, _LOAD_CONFIG = 0, 1, 3, 5, 13, 10
+_EXPORT, _IMPORT, _EXCEPTION, _BASERELOC, _DEBUG, _DELAY, _LOAD_CONFIG = 0, 1, 3, 5, 6, 13, 10
+_DEBUG_DIRECTORY = struct.Struct("<IIHHIIII")
+_CODEVIEW = 2
 _EXPORT_DIRECTORY = struct.Struct("<IIHHIIIIIII")
 _IMPORT_DESCRIPTOR = struct.Struct("<IIIII")
 _DELAY_DESCRIPTOR = struct.Struct("<IIIIIIII")
@@ -180,6 +183,21 @@ def read_runtime_functions(image: PeFile) -> tuple[RuntimeFunction, ...]:
             raise image.bad(".pdata describes functions that overlap or are out of order")
         found.append(RuntimeFunction(begin, end, unwind))
     return tuple(found)
+
+
+def read_codeview(image: PeFile) -> CodeView | None:
+    """What the debug directory says of the image's PDB, in the form "RSDS"; None without."""
+    from midflight.image.pdb import CodeView
+
+    start, size = image.directory(_DEBUG)
+    table = image.read_table(start, size - size % _DEBUG_DIRECTORY.size, "the debug directory") if start else b""
+    for _, _, _, _, kind, length, rva, _ in _DEBUG_DIRECTORY.iter_unpack(table):
+        if kind != _CODEVIEW or not rva or not 24 < length <= 1 << 16:
+            continue
+        raw = image.read_table(rva, length, "the name of the PDB")
+        if raw[:4] == b"RSDS":
+            return CodeView(raw[4:20].hex(), int.from_bytes(raw[20:24], "little"), decode(raw[24:].split(b"\0")[0]))
+    return None
 
 
 def read_load_config(image: PeFile) -> LoadConfig | None:

@@ -12,13 +12,15 @@ from midflight.forge.model import Atom, Build, Finding, ObjectCode, ObjectDiff
 from midflight.forge.refusals import finding
 from midflight.image.binary import ImageFile, open_object
 from midflight.image.model import Symbol
+from midflight.image.pdb import PdbFile
 
 Key = tuple[Path, str]
 
 
-def has_local_symbols(image: ImageFile) -> bool:
-    """Whether the symbol table names static functions too (strip -x takes those away, strip all)."""
-    return any(s.binding == "local" and s.type == "func" for s in image.symbols())
+def has_local_symbols(image: ImageFile | PdbFile) -> bool:
+    """Whether the symbol table names static functions too (strip -x takes those away, strip all). A PDB does not, but
+    those of modules in C that were compiled with debug information."""
+    return not isinstance(image, PdbFile) and any(s.binding == "local" and s.type == "func" for s in image.symbols())
 
 
 def folded(

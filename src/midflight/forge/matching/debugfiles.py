@@ -1,5 +1,8 @@
 """Finds the external debug file of an image on this machine, for its symbol table.
 
+That of a PE image is its PDB, which lies beside the image under the name that the image gives, or is named by the user.
+Of an ELF image:
+
 By build-id alone, below /usr/lib/debug (GDB manual, "Debugging Information in Separate Files") and in the folders where
 debuginfod clients keep what they fetched (debuginfod_find_debuginfo(3)). Nothing is fetched.
 """
@@ -13,6 +16,8 @@ from pathlib import Path
 
 from midflight.errors import ImageError
 from midflight.image.elf import ElfFile
+from midflight.image.pdb import PdbFile
+from midflight.image.pe import PeFile
 
 SYSTEM = Path("/usr/lib/debug")
 
@@ -50,3 +55,33 @@ def open_debug_file(
                 return found
             found.close()
     return None
+
+
+def open_pdb(image: PeFile, path: Path, named: Path | None = None) -> PdbFile | None:
+    """The PDB of the image that was read from ``path``, open; None when it needs none (it has a symbol table), or there
+    is none. One that lies beside the image and belongs to another build is passed over.
+
+    Raises:
+        ImageError: the PDB that was ``named`` is malformed, or belongs to another build.
+    """
+    if named is not None:
+        found = _own(PdbFile.open(named), image)
+        if found is None:
+            raise ImageError(f"{named}: not the PDB of {image.name}, but of another build; give its own")
+        return found
+    if image.codeview is None or len(image.symbols()) > 1:
+        return None
+    with contextlib.suppress(ImageError):
+        return _own(PdbFile.open(path.resolve().parent / image.codeview.name), image)
+    return None
+
+
+def _own(pdb: PdbFile, image: PeFile) -> PdbFile | None:
+    """The PDB, or None (and it is closed) when it belongs to another build or cannot be read."""
+    own = False
+    try:
+        own = pdb.belongs_to(image) and len(pdb.symbols()) > 1
+    finally:
+        if not own:
+            pdb.close()
+    return pdb if own else None

@@ -18,7 +18,7 @@ from midflight.forge.matching.facts import Contradiction, Id, Key, What, against
 from midflight.forge.matching.fit import Misfit, is_label
 from midflight.forge.matching.inputs import Inputs
 from midflight.forge.matching.prove import Prover
-from midflight.forge.matching.runimage import RunImage
+from midflight.forge.matching.runimage import RunImage, SymbolTable
 from midflight.forge.model import Finding, Match, ObjectCode, ObjectMatch, Place
 from midflight.forge.refusals import finding
 from midflight.image.binary import ImageFile
@@ -57,7 +57,7 @@ def match(
     linked: ImageFile | None = None,
     *,
     fixed: Fixed | None = None,
-    debug: ImageFile | None = None,
+    debug: SymbolTable | None = None,
 ) -> Match:
     """Match objects against the running image.
 

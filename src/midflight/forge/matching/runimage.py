@@ -11,8 +11,12 @@ from midflight.errors import ImageError
 from midflight.forge import relocs as r
 from midflight.image.binary import ImageFile
 from midflight.image.model import Relocation, Symbol
+from midflight.image.pdb import PdbFile
 from midflight.image.pe import PeFile
 from midflight.image.plt import PltEntry
+
+SymbolTable = ImageFile | PdbFile
+"""What tells names: the image itself, or a file beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +32,11 @@ class Pointer:
 class RunImage:
     """One image, indexed. All addresses are link-time virtual addresses."""
 
-    def __init__(self, elf: ImageFile, debug: ImageFile | None = None) -> None:
-        """``debug``: the external debug file of this image, for its symbol table."""
+    def __init__(self, elf: ImageFile, debug: SymbolTable | None = None) -> None:
+        """``debug``: the external debug file of this image (or its PDB), for its symbol table."""
         self.elf = elf
         self.debug = debug
-        self.table = elf if debug is None else debug
+        self.table: SymbolTable = elf if debug is None else debug
         self._segments: dict[int, bytes] = {}
         self._globals: dict[str, Symbol | None] = {}
 
