@@ -6,5 +6,6 @@ ROUTERS: tuple[str, ...] = (
     "midflight.server.api.device",
     "midflight.server.api.gate",
     "midflight.server.api.health",
+    "midflight.server.api.oidc",
     "midflight.server.api.webhooks",
 )
