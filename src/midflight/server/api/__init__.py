@@ -4,8 +4,10 @@ ROUTERS: tuple[str, ...] = (
     "midflight.server.api.accounts",
     "midflight.server.api.audit",
     "midflight.server.api.device",
+    "midflight.server.api.devicetoken",
     "midflight.server.api.gate",
     "midflight.server.api.health",
+    "midflight.server.api.metrics",
     "midflight.server.api.oidc",
     "midflight.server.api.webhooks",
 )

@@ -79,13 +79,13 @@ def patch_changed(
 
 
 def integrity_violated(
-    event: str, at: datetime, host: Host, *, image: str, pid: int | None, address: str = "", detail: str = ""
+    event: str, at: datetime, host: Host, *, image: str, pid: int | None, detail: str = ""
 ) -> dict[str, Any]:
     """Code in a process is neither what is on disk nor what the ledger says: somebody else changed it."""
     name = image.rpartition("/")[2] or image or "unknown"
     file = {"name": name, "type_id": 1, **({"path": image} if "/" in image else {})}
     process = {"name": name, "file": file} | ({"pid": pid} if pid is not None else {"uid": f"{host.id}:{name}"})
-    text = f"code memory of {name} was changed" + (f" at {address}" if address else "")
+    text = f"code memory of {name} was changed"
     return _base(event, at, host, 2004, "Detection Finding", 1, "Create", _HIGH) | {
         "category_uid": 2,
         "category_name": "Findings",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,7 @@ from midflight.server.domain.reasons import Reason
 from midflight.server.outputs import ocsf, signing, tokens
 from midflight.server.outputs.jwtkeys import JwtKeys
 
+_PID = re.compile(r"([0-9]{1,9})\)?$")
 FORMATS = ("cloudevents", "ocsf", "caep")
 COMPLIANCE_CHANGED = "compliance.changed"
 _PATCHES = {
@@ -104,15 +106,14 @@ def _ocsf(event: Happened) -> dict[str, Any] | None:
         )
     if event.kind == "device.integrity_violated":
         first: Mapping[str, Any] = next(iter(data.get("violations") or ()), {})
-        pid = first.get("pid")
+        number = _PID.search(str(first.get("process") or ""))
         return ocsf.integrity_violated(
             event.uid,
             event.at,
             host,
-            image=str(first.get("path") or first.get("image") or ""),
-            pid=pid if isinstance(pid, int) else None,
-            address=str(first.get("address") or ""),
-            detail=str(first.get("detail") or first.get("what") or ""),
+            image=str(first.get("path") or first.get("build_id") or ""),
+            pid=int(number[1]) if number else None,
+            detail=str(first.get("detail") or ""),
         )
     if event.kind == COMPLIANCE_CHANGED:
         reason = str(data.get("reason") or "")

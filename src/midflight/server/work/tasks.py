@@ -20,7 +20,7 @@ from midflight.server.work import devices, rollouts, upkeep
 
 _log = logging.getLogger(__name__)
 
-MODULES: tuple[str, ...] = ("midflight.server.work.tasks",)
+MODULES: tuple[str, ...] = ("midflight.server.work.tasks", "midflight.server.outputs.tasks")
 """Modules that have TASKS (one line for each)."""
 
 
