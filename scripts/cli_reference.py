@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from midflight.cli.main import COMMANDS, EXIT_STATUS, command, parser_of
+from midflight.cli.subcommands import subcommand
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "reference" / "cli.md"
 HEAD = """\
@@ -28,14 +29,29 @@ def reference() -> str:
     for name, summary in COMMANDS.items():
         module = command(name)
         parts.append(f"\n## midflight {name}\n\n{summary[0].upper()}{summary[1:]}.\n\n{module.HELP.strip()}\n\n")
-        parts.append("| argument | meaning |\n|---|---|\n")
-        for action in parser_of(name, module)._actions:
-            if not {"--help", "--json", "--quiet"} & set(action.option_strings):
-                parts.append(f"| {_argument(action)} | {_cell(action.help or '')} |\n")
+        if hasattr(module, "SUBCOMMANDS"):
+            parts.append("| subcommand | meaning |\n|---|---|\n")
+            parts += [f"| `{word}` | {_cell(text)} |\n" for word, text in module.SUBCOMMANDS.items()]
+        else:
+            parts.append(_arguments(parser_of(name, module)))
         for title, text in (("Examples", getattr(module, "EXAMPLES", "")), ("Exit status", _own_status(module))):
             if text:
                 parts.append(f"\n{title}:\n\n{_block(text)}")
+        for word in getattr(module, "SUBCOMMANDS", ()):
+            part = subcommand(module.PACKAGE, word)
+            parser = argparse.ArgumentParser()
+            part.add_arguments(parser)
+            parts.append(f"\n### midflight {name} {word}\n\n{part.HELP.strip()}\n\n{_arguments(parser)}")
     return "".join(parts)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> str:
+    rows = "".join(
+        f"| {_argument(action)} | {_cell((action.help or '') % {'default': action.default})} |\n"
+        for action in parser._actions
+        if not {"--help", "--json", "--quiet"} & set(action.option_strings)
+    )
+    return f"| argument | meaning |\n|---|---|\n{rows}" if rows else ""
 
 
 def _own_status(module: object) -> str:

@@ -29,6 +29,8 @@ COMMANDS = {
     "agent": "keep a machine patched: the daemon, and what it knows",
     "scan": "list the processes that a hotpatch is meant for",
     "server": "run the control plane of a fleet",
+    "repo": "make and sign the repository of content that a fleet gets",
+    "mirror": "copy a repository, verified, to where there is no network",
 }
 
 EXIT_STATUS = """\
@@ -121,12 +123,15 @@ def parser_of(name: str, module: ModuleType) -> argparse.ArgumentParser:
     """The parser of one command line, with its whole page of help."""
     import argparse
 
+    from midflight.cli.helptext import filled
+
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
             raise _UsageError(f"{name}: {message}; see midflight {name} --help")
 
         def format_help(self) -> str:
-            self.description = _filled(module.HELP.strip())
+            if self.description is None:  # a subcommand has its own
+                self.description = filled(module.HELP.strip())
             return super().format_help()
 
     sections = [
@@ -145,17 +150,6 @@ def parser_of(name: str, module: ModuleType) -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     common.add_argument("-q", "--quiet", action="store_true", help="no progress")
     return parser
-
-
-def _filled(text: str) -> str:
-    """Paragraphs filled to 79 columns; those that are laid out by hand (several spaces in a row) stay."""
-    import textwrap
-
-    paragraphs = text.split("\n\n")
-    return "\n\n".join(
-        paragraph if "  " in paragraph else textwrap.fill(paragraph, 79, break_on_hyphens=False)
-        for paragraph in paragraphs
-    )
 
 
 def _indented(text: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 
 from midflight.cli.output import Output
+from midflight.cli.subcommands import add_subcommands
 
+PACKAGE = "fleet"
 SUBCOMMANDS = {
     "init": "make a server: settings, database, keys, repository",
     "run": "serve devices, administrators and the console",
@@ -32,20 +33,7 @@ EXIT_STATUS = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this command."""
-    subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND", required=True, title="subcommands")
-    for name, text in SUBCOMMANDS.items():
-        module = importlib.import_module(f"midflight.cli.fleet.{name.replace('-', '_')}")
-        sub = subparsers.add_parser(
-            name,
-            help=text,
-            description=module.HELP.strip(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        module.add_arguments(sub)
-        sub.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-        sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
-        sub.set_defaults(module=module)
+    add_subcommands(parser, PACKAGE, SUBCOMMANDS)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:

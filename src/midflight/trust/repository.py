@@ -65,7 +65,7 @@ class Repository(RepositoryFolder):
             InputError: the folder is in use, a threshold cannot be met, or the online key is an offline one too.
         """
         lifetimes = lifetimes or Lifetimes()
-        if folder.exists() and any(entry.name != Path(online_key).name for entry in folder.iterdir()):
+        if folder.exists() and any(entry.stem != Path(online_key).stem for entry in folder.iterdir()):
             raise InputError(f"{folder} is not empty; give a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         online = open_online(folder, online_key).public_key
