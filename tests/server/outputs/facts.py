@@ -38,12 +38,11 @@ def device(
     version: str = "1:1.2.13.dfsg-0",
     patched: int = 0,
     processes: int = 3,
-    complete: bool = True,
     integrity_violated: bool = False,
     report_faulty: bool = False,
 ) -> Device:
     """A device with one image in ``processes`` processes, the hotpatch in ``patched`` of them."""
-    patches = (RunningPatch("con-hot", 1, build_id, patched, 0.2, complete),) if patched else ()
+    patches = (RunningPatch("con-hot", 1, build_id, patched, 0.2, patched == processes),) if patched else ()
     return Device(
         id=f"dev-{name}",
         hostname=f"{name}.example.com",

@@ -15,7 +15,6 @@ from tests.server.outputs.facts import BASELINE, CVE, HOTPATCH, NEW, device
         (device(), Memory.VULNERABLE),
         (device(patched=3), Memory.HOTPATCHED),
         (device(patched=2), Memory.PARTLY),
-        (device(patched=3, complete=False), Memory.PARTLY),
         (device(build_id=NEW, version="1:1.2.13.dfsg-2"), Memory.FIXED),
         (device(patched=3, integrity_violated=True), Memory.UNKNOWN),
         (device(patched=3, report_faulty=True), Memory.UNKNOWN),

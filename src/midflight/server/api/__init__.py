@@ -9,5 +9,6 @@ ROUTERS: tuple[str, ...] = (
     "midflight.server.api.health",
     "midflight.server.api.metrics",
     "midflight.server.api.oidc",
+    "midflight.server.api.reports",
     "midflight.server.api.webhooks",
 )

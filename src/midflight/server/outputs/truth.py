@@ -110,7 +110,8 @@ def _finding(
 def _memory(device: Device, image: Image, patches: Sequence[RunningPatch]) -> Memory:
     if device.integrity_violated or device.report_faulty:
         return Memory.UNKNOWN
-    if any(patch.complete and patch.processes >= image.processes for patch in patches):
+    # processes come and go between two reports, so their numbers are not compared: the agent counts those that miss it
+    if any(patch.complete and (patch.processes or not image.processes) for patch in patches):
         return Memory.HOTPATCHED
     return Memory.PARTLY if patches else Memory.VULNERABLE
 

@@ -1,0 +1,117 @@
+"""Reports for people, and documents for scanners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, cast
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from midflight.server.api.deps import Actor, AppSettings, DbSession, require
+from midflight.server.api.problems import not_found
+from midflight.server.api.scopes import Scope
+from midflight.server.checkin.receive import CheckIns
+from midflight.server.outputs import oval, reportpage, reports, vex
+from midflight.server.outputs.truth import DeviceTruth, of_device
+from midflight.server.store.bulk import load_places
+from midflight.server.store.devices import Device
+from midflight.server.store.fleet import Fleet
+
+router = APIRouter(prefix="/api/v1", tags=["reports"])
+
+_CHUNK = 500
+_POLICY = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
+
+
+@router.get("/reports/fleet")
+def fleet_report(
+    request: Request,
+    session: DbSession,
+    settings: AppSettings,
+    _actor: Annotated[Actor, require(Scope.REPORTS_READ)],
+    format: Literal["json", "csv", "html"] = "json",
+    table: Annotated[Literal["cves", "failures", "devices"], Query(description="of a CSV")] = "cves",
+    days: Annotated[int, Query(ge=1, le=3650, description="failures and savings of so many days")] = 365,
+) -> Response:
+    """Coverage of each CVE and how fast it came, what hotpatching saved, and what failed."""
+    now = datetime.now(UTC)
+    fleet = _fleet(request, session)
+    found = reports.report(session, list(fleet.catalogue.contents.values()), now - timedelta(days=days), now)
+    if format == "csv":
+        name = f'attachment; filename="midflight-{table}.csv"'
+        return Response(reportpage.table(found, table), 200, {"Content-Disposition": name}, "text/csv; charset=utf-8")
+    if format == "html":
+        return Response(reportpage.page(found, settings.public_url), 200, _POLICY, "text/html; charset=utf-8")
+    return Response(orjson.dumps(reportpage.document(found)), 200, media_type="application/json")
+
+
+@router.get("/reports/vex")
+def fleet_vex(
+    request: Request,
+    session: DbSession,
+    settings: AppSettings,
+    _actor: Annotated[Actor, require(Scope.REPORTS_READ)],
+) -> Response:
+    """CSAF VEX over all devices: what is fixed in memory, and what is vulnerable on disk."""
+    truths = _truths(session, _fleet(request, session))
+    return _vex(vex.document(truths, "fleet", settings.public_url, datetime.now(UTC)))
+
+
+@router.get("/devices/{id}/vex")
+def device_vex(
+    request: Request,
+    session: DbSession,
+    settings: AppSettings,
+    _actor: Annotated[Actor, require(Scope.REPORTS_READ)],
+    id: str,
+) -> Response:
+    """CSAF VEX of one device."""
+    truth = _truth(request, session, id)
+    return _vex(vex.document([truth], truth.hostname or id, settings.public_url, datetime.now(UTC)))
+
+
+@router.get("/devices/{id}/oval")
+def device_oval(
+    request: Request,
+    session: DbSession,
+    _actor: Annotated[Actor, require(Scope.REPORTS_READ)],
+    id: str,
+    kind: Literal["definitions", "results"] = "definitions",
+) -> Response:
+    """OVAL of one device: definitions, for a scanner on it to evaluate, or results, as of its last report."""
+    make = oval.definitions if kind == "definitions" else oval.results
+    document = make(_truth(request, session, id), datetime.now(UTC))
+    return Response(document, 200, media_type="application/xml")
+
+
+def _fleet(request: Request, session: Session) -> Fleet:
+    return cast(CheckIns, request.app.state.checkins).fleet.get(session)
+
+
+def _truth(request: Request, session: Session, id: str) -> DeviceTruth:
+    fleet = _fleet(request, session)
+    place = load_places(session, [id], fleet).get(id)
+    if place is None:
+        raise not_found("device", id)
+    return of_device(place.device, list(fleet.catalogue.contents.values()))
+
+
+def _truths(session: Session, fleet: Fleet) -> Iterator[DeviceTruth]:
+    contents = list(fleet.catalogue.contents.values())
+    last = ""
+    while True:
+        after = select(Device.id).where(Device.id > last, Device.disabled.is_(None)).order_by(Device.id).limit(_CHUNK)
+        ids = list(session.scalars(after))
+        if not ids:
+            return
+        for place in load_places(session, ids, fleet).values():
+            yield of_device(place.device, contents)
+        last = ids[-1]
+
+
+def _vex(document: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(document, option=orjson.OPT_INDENT_2), 200, media_type="application/json")
