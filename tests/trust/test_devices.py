@@ -80,6 +80,14 @@ def test_a_device_renews_with_a_new_key(tmp_path: Path, authority: CertificateAu
         authority.renew(request, first, NOW + 31 * DAY)
 
 
+def test_a_folder_that_others_can_change_gets_no_key(tmp_path: Path) -> None:
+    (tmp_path / "device").mkdir()
+    (tmp_path / "device").chmod(0o777)
+    with pytest.raises(InputError, match=r"(everybody|group) can change it"):
+        begin_enrollment(tmp_path / "device")
+    assert list((tmp_path / "device").iterdir()) == []
+
+
 def test_a_certificate_for_another_key_is_not_taken(tmp_path: Path, authority: CertificateAuthority) -> None:
     begin_enrollment(tmp_path / "device")
     other = authority.issue(make_request(PrivateKey.generate()), "web-1", NOW)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from midflight.trust.client import ContentClient
 from midflight.trust.content import Package
 from midflight.trust.keys import load_public_key
 from tests.patch.examples import KEY, hotpatch_bytes
+from tests.trust.repositories import DAY, NOW, World
 from tests.trust.tls import certificate
 
 HOTPATCH = "hotpatch/nginx-fixes/3.hotpatch"
@@ -153,6 +155,18 @@ def test_keys_rotate_by_the_command(repo: Run) -> None:
         ("publish", "nowhere"),
     ):
         repo("repo", *words, status=2)
+
+
+def test_status_warns_before_metadata_is_over(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = World.make(tmp_path, NOW - 80 * DAY)
+    assert main(["repo", "status", "repo"]) == 1
+    shown = capsys.readouterr().out
+    assert re.search("targets .* over soon; midflight repo renew\n", shown)
+    assert re.search("timestamp .* over; run the server, or midflight repo publish", shown)
+    run("repo", "publish", "repo")
+    run("repo", "renew", "repo")
+    world.release()
+    assert main(["repo", "status", "repo"]) == 0
 
 
 def test_holders_sign_copies(repo: Run) -> None:

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from midflight.errors import InputError
+from midflight.machine.ownership import make_closed_folder
 from midflight.trust.certificates import DeviceCertificate, make_request, verify_certificate
 from midflight.trust.errors import CertificateRefused
 from midflight.trust.files import replace_file, sync_folder, write_new
@@ -55,13 +56,15 @@ def begin_enrollment(folder: Path) -> str:
         InputError: the folder cannot be written, or the waiting key cannot be read.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_closed_folder(folder)
         path = folder / PENDING
         if not path.exists():
             write_new({path: (PrivateKey.generate().pem(None), 0o600)})
             sync_folder(folder)
     except OSError as error:
-        raise InputError(f"cannot make {error.filename} for the device's key: {error.strerror}") from None
+        raise InputError(
+            f"cannot make {error.filename} for the device's key: {error.strerror}; give it to root, or remove it"
+        ) from None
     return make_request(load_private_key(path, ask=False))
 
 

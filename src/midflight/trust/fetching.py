@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
+from urllib.request import url2pathname
 
 import urllib3
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalError
@@ -80,7 +81,7 @@ class FileFetcher(FetcherInterface):
 
     def open(self, url: str, start: int, length: int) -> tuple[int, Iterator[bytes]]:
         """See :class:`Fetcher`."""
-        path = Path(unquote(urlsplit(url).path))
+        path = Path(url2pathname(urlsplit(url).path))
         try:
             size = path.stat().st_size
             file = open(path, "rb")  # noqa: SIM115 - closed when its pieces are read

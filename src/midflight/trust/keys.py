@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from midflight.errors import InputError
+from midflight.machine.ownership import changeable_by
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -153,7 +154,11 @@ def load_private_key(path: str | Path, passphrase: str | None = None, *, ask: bo
     encrypted = b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in content
     if not encrypted and b"PRIVATE KEY-----" not in content:
         raise InputError(f"{path} is not a private key in PEM form; make a key pair with midflight keygen")
-    if mode & 0o077:
+    if sys.platform == "win32":  # modes say nothing there; the folder was made closed (docs/adr/0055)
+        other = changeable_by(Path(path))
+        if other is not None:
+            raise InputError(f"private key {path}: {other} can change it; make a new one in a folder of your own")
+    elif mode & 0o077:
         raise InputError(f"private key {path} is open to others (mode {mode:04o}); chmod 600 it, or make a new one")
     if not encrypted:
         passphrase = None
@@ -232,10 +237,12 @@ def _read(path: str | Path) -> tuple[bytes, int]:
 
 def _write_new(path: Path, content: bytes, mode: int) -> None:
     """Write a file that must not exist. After an error there is none."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    system = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | system, mode)
     try:
         with open(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)
+            if hasattr(os, "fchmod"):
+                os.fchmod(descriptor, mode)
             file.write(content)
             file.flush()
             os.fsync(descriptor)
