@@ -61,6 +61,8 @@ def test_refuses_plain_http_redirects_and_endless_answers() -> None:
     with pytest.raises(ServerRefused) as refused:
         PinnedClient("http://127.0.0.1", [pin])
     assert refused.value.reason == "insecure"
+    with pytest.raises(ServerRefused, match="no proxy that can be used"):
+        PinnedClient("https://127.0.0.1", [pin], "https://127.0.0.1:3128")
     with pytest.raises(ServerRefused, match="no pin"):
         PinnedClient("https://127.0.0.1", [])
 

@@ -129,6 +129,8 @@ class PinnedClient:
             self._manager = urllib3.PoolManager(**settings)
         else:
             where = urlsplit(proxy)
+            if where.scheme != "http":  # within TLS to a proxy the server's key could not be seen
+                raise ServerRefused(f"{proxy} is no proxy that can be used; give http://host:port", "insecure")
             credentials = f"{where.username}:{where.password or ''}" if where.username else None
             self._manager = urllib3.ProxyManager(
                 proxy,
