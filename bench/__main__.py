@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-ALL = ("stopped", "command", "call", "build", "many")
+ALL = ("stopped", "command", "call", "build", "many", "agent")
 LONG = ("match",)
 """Fetched and built from Debian's archive; only when named."""
 

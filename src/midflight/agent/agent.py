@@ -33,13 +33,13 @@ from midflight.process.live import all_processes, command_name, exit_status, ope
 
 _COMPARED = sys.platform == "win32"
 """Whether processes must be seen twice to know that they are complete, and are held open to learn how they end."""
-_ORDERS_EVERY = 2.0
+_ORDERS_EVERY = 1.0
 _FLUSH_EVERY = 0.5
 _SLICE = 0.005
 """Seconds of background work between two looks at what happened."""
-_LONGEST_RESCAN = 600.0
-_RESCAN_SHARE = 1000.0
-"""The look at all processes is repeated no sooner than after this many times what it took: 0.1 % of one processor."""
+_RESCAN_SHARE, _RESCAN_STRETCH = 1000.0, 10.0
+"""The look at all processes is repeated after the time that is set, or after this many times what it took (0.1 % of one
+processor), whichever is longer; but never after more than ten times what is set."""
 
 
 class ServiceManager(Protocol):
@@ -131,9 +131,8 @@ class Agent:
                 Notice("problem", "how processes end is not known here: crashes are not noticed, only probes are")
             )
         for outcome in self._patcher.recover():
-            self._tell(
-                Notice("problem", f"process {outcome.pid} was left half-done by an earlier run: {outcome.reason}")
-            )
+            what = f"process {outcome.pid}, which carries what an earlier run put there"
+            self._tell(Notice("problem", f"{what}: {outcome.reason}"))
         self._remember()
         self._look_at_orders(first=True)
         self._service.ready(self._status())
@@ -288,7 +287,7 @@ class Agent:
         now = time.monotonic()
         self._background = deque(process.pid for process in all_processes())
         self._background_cost = time.monotonic() - now
-        self._rescan_at = now + _LONGEST_RESCAN
+        self._rescan_at = now + self._settings.rescan * _RESCAN_STRETCH
         if self._still_in:
             self._take_out(sorted(self._still_in), "it is to be out")
 
@@ -306,8 +305,9 @@ class Agent:
                 self._look(Look(pid, 0, begin), young=False)
         self._background_cost += time.monotonic() - begin
         if not self._background:
-            pause = max(self._settings.rescan, self._background_cost * _RESCAN_SHARE)
-            self._rescan_at = time.monotonic() + min(pause, max(_LONGEST_RESCAN, self._settings.rescan))
+            usual = self._settings.rescan
+            pause = max(usual, min(self._background_cost * _RESCAN_SHARE, usual * _RESCAN_STRETCH))
+            self._rescan_at = time.monotonic() + pause
 
     # -- what goes out -----------------------------------------------------------------------------------------------
 

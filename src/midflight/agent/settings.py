@@ -4,7 +4,7 @@ folder = "/var/lib/midflight/hotpatches"
 trust = ["/etc/midflight/release.pub"]      # default: the keys in trust.d
 removed = "keep"                            # or "revert": take out what disappears from the folder
 timeout = 5.0
-rescan = 60.0
+rescan = 60.0                               # seconds between two looks at everything; longer if they take long
 
 [health]
 probes = ["curl -fsS localhost/health"]
@@ -84,7 +84,7 @@ def _settings(raw: Mapping[str, Any], path: Path) -> Settings:
         trust=reader.texts(raw, "trust"),
         removed="revert" if raw.get("removed") == "revert" else "keep",
         timeout=reader.seconds(raw, "timeout", found.timeout),
-        rescan=reader.seconds(raw, "rescan", found.rescan, at_least=1.0),
+        rescan=reader.seconds(raw, "rescan", found.rescan, at_least=0.1),
         probes=reader.texts(inner, "probes"),
         probe_timeout=reader.seconds(inner, "probe_timeout", found.probe_timeout),
         checks=reader.times(inner, "checks", found.checks),

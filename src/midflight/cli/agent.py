@@ -296,7 +296,8 @@ def _service(args: argparse.Namespace, out: Output) -> int:
     if args.action == "install":
         command = _command(args)
         if args.print:
-            out.line(_shown(command))
+            for line in _shown(command).splitlines():
+                out.line(line)
             out.result({"command": command})
             return 0
         _check_ownership()

@@ -1,0 +1,85 @@
+"""Starts the agent as a user does, with folders of its own, and waits for what can be seen of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.commands import MIDFLIGHT, PATIENCE, midflight
+
+
+def until(what: Callable[[], Any], wanted: str) -> Any:
+    """Wait for something to be true."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := what()):
+        assert time.monotonic() < deadline, f"not {wanted}"
+        time.sleep(0.02)
+    return found
+
+
+class RunningAgent:
+    """An agent in the foreground: its folders are below ``home``, and stay when it is started again."""
+
+    def __init__(self, home: Path, trust: Path, settings: str = "", before: Sequence[str] = ()) -> None:
+        self.home, self._trust, self._before = home, trust, before
+        self.folder = home / "hotpatches"
+        self.environment = {"MIDFLIGHT_STATE": str(home / "state"), "MIDFLIGHT_CONFIG": str(home / "config")}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (home / "config").mkdir(exist_ok=True)
+        (home / "config" / "agent.toml").write_text(settings)
+        self.log = home / "agent.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, **environment: str) -> None:
+        """Start it, and wait until it has looked at its orders."""
+        said = self.log.read_text().count("orders: in force") if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self._before, *MIDFLIGHT, "agent", "run", "--folder", str(self.folder), "--trust", str(self._trust)],
+                env={**os.environ, **self.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        until(lambda: self.log.read_text().count("orders: in force") > said or self.ended(), "started")
+        assert not self.ended(), self.log.read_text()
+
+    def ended(self) -> bool:
+        """Whether it is not there any more."""
+        return self.process is None or self.process.poll() is not None
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it; returns its status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def order(self, hotpatch: Path, name: str = "") -> Path:
+        """Put a hotpatch into the folder, as the documentation says."""
+        final = self.folder / (name or hotpatch.name)
+        shutil.copy(hotpatch, self.folder / "new.tmp")
+        return (self.folder / "new.tmp").rename(final)
+
+    def says(self, text: str) -> bool:
+        """Whether it has told that."""
+        return text in self.log.read_text()
+
+    def ask(self, *words: str, status: int | None = 0) -> Any:
+        """``midflight agent …``; returns its JSON."""
+        return midflight("agent", *words, "--json", status=status, env=self.environment).json
+
+    def __enter__(self) -> RunningAgent:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.ended():
+            self.stop()
+        assert "internal error" not in self.log.read_text(), self.log.read_text()
+        assert "Traceback" not in self.log.read_text(), self.log.read_text()
