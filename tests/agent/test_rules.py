@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from midflight.agent.health import CHECKS, Watch, blamed, crash, due, next_due
-from midflight.agent.looks import RETRIES, SOON, Look, Looks
+from midflight.agent.looks import LATER, RETRIES, SOON, Look, Looks
 from midflight.agent.orders import Orders, key_of, wanted, withdrawn
 from midflight.agent.tracked import Processes, suspects
 from midflight.patch.hotpatch import Hotpatch
@@ -69,7 +69,7 @@ def test_a_young_process_is_looked_at_until_enough() -> None:
         taken.append(when - at)
         if not looks.again(look):
             break
-    assert taken == pytest.approx(SOON) and sum(t <= 0.012 for t in taken) >= 5
+    assert taken == pytest.approx(SOON) and sum(t <= 0.012 for t in taken) >= 4
     assert len(looks) == 0 and looks.next_due() is None
 
 
@@ -80,7 +80,16 @@ def test_the_newest_look_counts_and_who_ended_is_forgotten() -> None:
     looks.begin(2, 15.0)
     assert looks.waits_for(1) and looks.due(12.0) is None
     looks.forget(2)
-    assert looks.due(19.0) is None and looks.due(20.0) == Look(1, 0, 20.0)
+    assert looks.due(19.0) is None and looks.due(20.0 + SOON[0]) == Look(1, 0, 20.0)
+
+
+def test_a_program_of_which_nothing_is_expected_is_looked_at_later() -> None:
+    looks, program = Looks(), (1, 2, 3)
+    looks.begin(1, 10.0, program, later=True)
+    assert looks.next_due() == 10.0 + SOON[LATER] and SOON[LATER] <= 0.02
+    look = looks.due(11.0)
+    assert look is not None and look.program == program and looks.again(look)
+    assert looks.next_due() == 10.0 + SOON[LATER + 1]
 
 
 def test_retries_become_rarer_and_never_end() -> None:

@@ -29,12 +29,13 @@ from midflight.engine.transaction import Outcome
 from midflight.errors import MidflightError, ProcessGone
 from midflight.patch.hotpatch import Hotpatch
 from midflight.process.events import Event, ProcessEvents
-from midflight.process.live import all_processes, command_name, exit_status, open_process
+from midflight.process.live import all_processes, command_name, exit_status, open_process, program_of
 
 _COMPARED = sys.platform == "win32"
 """Whether processes must be seen twice to know that they are complete, and are held open to learn how they end."""
 _ORDERS_EVERY = 1.0
 _FLUSH_EVERY = 0.5
+_MOST_PLAIN = 10_000
 _SLICE = 0.005
 """Seconds of background work between two looks at what happened."""
 _RESCAN_SHARE, _RESCAN_STRETCH = 1000.0, 10.0
@@ -85,6 +86,7 @@ class Agent:
         self._wanted = Wanted()
         self._looks = Looks(SOON_COMPARED if _COMPARED else SOON)
         self._seen: dict[int, int] = {}
+        self._plain: set[tuple[int, int, int] | None] = set()
         self._background: deque[int] = deque()
         self._background_cost = 0.0
         self._rescan_at = 0.0
@@ -181,7 +183,8 @@ class Agent:
         elif event.kind == "started":
             self._ended(event.pid, "it became another program")
             if self._wanted.by_image:
-                self._looks.begin(event.pid, event.at)
+                program = program_of(event.pid)
+                self._looks.begin(event.pid, event.at, program, later=program in self._plain)
         elif event.kind == "forked":
             if not self._processes.forked(event.parent, event.pid, event.at):
                 self._looks.begin(event.pid, event.at)
@@ -225,7 +228,10 @@ class Agent:
                 if complete or not young:
                     self._seen.pop(look.pid, None)
                     if seen.images:
+                        self._plain.discard(look.program)
                         self._serve(seen, look)
+                    elif look.program is not None:
+                        self._plain.add(look.program)
                 elif not self._looks.again(look):
                     self._seen.pop(look.pid, None)
         except ProcessGone:
@@ -285,6 +291,8 @@ class Agent:
 
     def _begin_rescan(self) -> None:
         now = time.monotonic()
+        if len(self._plain) > _MOST_PLAIN:
+            self._plain.clear()
         self._background = deque(process.pid for process in all_processes())
         self._background_cost = time.monotonic() - now
         self._rescan_at = now + self._settings.rescan * _RESCAN_STRETCH
@@ -413,6 +421,7 @@ class Agent:
         for what, why in problems:
             self._summary.problem(f"{what}: {why}")
         self._observation.keep(self._wanted.keys)
+        self._plain.clear()
         self._rescan_at = 0.0
         self._background.clear()
 

@@ -7,8 +7,11 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SOON = (0.0, 0.001, 0.002, 0.004, 0.007, 0.012, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.3, 2.6, 5.0)
+SOON = (0.001, 0.002, 0.004, 0.007, 0.012, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.3, 2.6, 5.0)
 """Seconds after the exec of a process of Linux, until its loader is done."""
+LATER = 5
+"""The first of these for a program that had nothing of interest when it was seen before: a machine that compiles starts
+hundreds of them a second, most of which have ended by then."""
 SOON_COMPARED = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 """The same where one look must be compared with the next (Windows)."""
 RETRIES = (1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
@@ -23,6 +26,8 @@ class Look:
     number: int
     began: float
     retry: bool = False
+    program: tuple[int, int, int] | None = None
+    """What it runs, where that is known."""
 
 
 class Looks:
@@ -42,9 +47,10 @@ class Looks:
         self._looks[look.pid] = (self._count, look)
         heapq.heappush(self._heap, (due, self._count, look.pid))
 
-    def begin(self, pid: int, at: float) -> None:
-        """A process runs a new program since ``at``."""
-        self._put(at + self._soon[0], Look(pid, 0, at))
+    def begin(self, pid: int, at: float, program: tuple[int, int, int] | None = None, later: bool = False) -> None:
+        """A process runs a new program since ``at``; ``later``: nothing is expected of it."""
+        number = LATER if later else 0
+        self._put(at + self._soon[number], Look(pid, number, at, program=program))
 
     def again(self, look: Look) -> bool:
         """Take the look that follows; False when enough were taken."""
@@ -54,7 +60,7 @@ class Looks:
             return True
         if number >= len(self._soon):
             return False
-        self._put(look.began + self._soon[number], Look(look.pid, number, look.began))
+        self._put(look.began + self._soon[number], Look(look.pid, number, look.began, program=look.program))
         return True
 
     def retry(self, pid: int, number: int, now: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -57,3 +58,15 @@ def exit_status(process: LiveProcess) -> int | None:
     from midflight.process.windows import WindowsProcess
 
     return process.exit_status() if isinstance(process, WindowsProcess) else None
+
+
+def program_of(pid: int) -> tuple[int, int, int] | None:
+    """Identity of the program file that a process runs (device, inode, time of change); None where that is not cheap to
+    tell, or it is gone."""
+    if sys.platform == "win32":
+        return None
+    try:
+        found = os.stat(f"/proc/{pid}/exe")
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns

@@ -36,6 +36,8 @@ _ENDED = struct.Struct("=IIII")  # pid, tgid, exit code, exit signal
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 _BUFFER = 8 << 20
 _ANSWER_WITHIN = 1.0
+_TOGETHER = 0.001
+"""Seconds to wait for more. Nothing is lost by it: before that, no new process has its libraries."""
 _MOST = 4096
 """Messages taken in one go, so that the caller gets to work under any load."""
 
@@ -135,6 +137,8 @@ class Connector:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)
             else:
+                # A fork, an exec and an exit come within a moment: one waking is enough for them.
+                time.sleep(_TOGETHER)
                 self._receive(events)
         return events
 
