@@ -78,7 +78,9 @@ class RunningAgent:
         self.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            print(self.log.read_text())
         if not self.ended():
             self.stop()
         assert "internal error" not in self.log.read_text(), self.log.read_text()

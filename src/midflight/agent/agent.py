@@ -29,7 +29,7 @@ from midflight.engine.transaction import Outcome
 from midflight.errors import MidflightError, ProcessGone
 from midflight.patch.hotpatch import Hotpatch
 from midflight.process.events import Event, ProcessEvents
-from midflight.process.live import all_processes, command_name, exit_status, open_process, program_of
+from midflight.process.live import alive, all_processes, command_name, exit_status, open_process, program_of
 
 _COMPARED = sys.platform == "win32"
 """Whether processes must be seen twice to know that they are complete, and are held open to learn how they end."""
@@ -86,6 +86,7 @@ class Agent:
         self._wanted = Wanted()
         self._looks = Looks(SOON_COMPARED if _COMPARED else SOON)
         self._seen: dict[int, int] = {}
+        self._missing: set[int] = set()
         self._plain: set[tuple[int, int, int] | None] = set()
         self._background: deque[int] = deque()
         self._background_cost = 0.0
@@ -248,27 +249,33 @@ class Agent:
         tracked = self._processes.get(process.pid)
         command = tracked.command if tracked is not None and tracked.start_time else command_name(process.pid)
         tracked = self._processes.of(process, command)
+        if _COMPARED and tracked.process is None:
+            tracked.process = open_process(process.pid)
         failed = False
         for hotpatch in self._wanted.for_images(seen.images):
             mine = {(hotpatch.digest, t.build_id) for t in hotpatch.manifest.targets if t.build_id in seen.images}
             if mine <= tracked.done:
                 continue
+            # Noted before, since a process may crash of it before we are back; its end is told afterwards.
+            key, begun = key_of(hotpatch), time.monotonic()
+            before = tracked.applied.setdefault(key, begun)
             outcome = self._patcher.apply(process, hotpatch, tracked.failures)
             if outcome.outcome in ("applied", "already"):
                 tracked.done |= mine
                 self._came_in(tracked, hotpatch)
-            elif outcome.outcome == "skipped":
-                tracked.done |= mine
+            elif not alive(process):
+                return
             else:
-                failed = True
+                if before == begun:
+                    del tracked.applied[key]
+                tracked.done |= mine if outcome.outcome == "skipped" else set()
+                failed = failed or outcome.outcome == "failed"
             self._note(tracked, key_of(hotpatch), hotpatch.digest, outcome)
         if failed:
             tracked.failures += 1
             self._looks.retry(process.pid, look.number + 1 if look.retry else 0, time.monotonic())
         else:
             tracked.failures = 0
-        if _COMPARED and tracked.process is None and tracked.applied:
-            tracked.process = open_process(process.pid)
 
     def _came_in(self, tracked: Tracked, hotpatch: Hotpatch) -> None:
         key = key_of(hotpatch)
@@ -293,7 +300,13 @@ class Agent:
         now = time.monotonic()
         if len(self._plain) > _MOST_PLAIN:
             self._plain.clear()
-        self._background = deque(process.pid for process in all_processes())
+        pids = [process.pid for process in all_processes()]
+        self._background = deque(pids)
+        # Who is missing twice has ended without our hearing of it; once may be that we hear of it in a moment.
+        missing = {tracked.pid for tracked in self._processes} - set(pids)
+        for pid in missing & self._missing:
+            self._ended(pid, "unknown")
+        self._missing = missing
         self._background_cost = time.monotonic() - now
         self._rescan_at = now + self._settings.rescan * _RESCAN_STRETCH
         if self._still_in:

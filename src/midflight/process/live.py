@@ -6,6 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, TypeAlias
 
+from midflight.errors import ProcessError, ProcessGone
+
 if TYPE_CHECKING:
     from midflight.process.linux import LinuxProcess
     from midflight.process.windows import WindowsProcess
@@ -50,6 +52,17 @@ def command_name(pid: int) -> str:
             return file.read().rstrip("\n")
     except OSError:
         return "?"
+
+
+def alive(process: LiveProcess) -> bool:
+    """Whether a process has not ended, as far as we can look at it."""
+    try:
+        process.maps()
+    except ProcessGone:
+        return False
+    except ProcessError:
+        return True
+    return True
 
 
 def exit_status(process: LiveProcess) -> int | None:
