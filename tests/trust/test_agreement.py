@@ -5,18 +5,30 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tuf.api.metadata import TargetFile, Targets
 
 from midflight.patch.fields import FieldError
 from midflight.trust.agreement import combine
-from midflight.trust.content import CUSTOM, FIELD, Catalog, Package, catalog_of
+from midflight.trust.content import CUSTOM, FIELD, Catalog, Package, catalog_of, describe
 from midflight.trust.instructions import Action, Instructions, sign_instructions, verify_instructions
 from midflight.trust.keys import PrivateKey
+from midflight.trust.paths import target_path
 from tests.trust.repositories import ABOUT, NOW, World
 
 FIRST, SECOND, BASE = "hotpatch/nginx/1.hotpatch", "hotpatch/nginx/2.hotpatch", "baseline/nginx.deb"
+
+
+def _document() -> dict[str, Any]:
+    """A description as it stands in metadata."""
+    target = TargetFile(1, {"sha256": "ab" * 32}, FIRST)
+    describe(target, ABOUT)
+    found: dict[str, Any] = target.custom[CUSTOM]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +119,22 @@ def test_revocations_that_cannot_be_read_are_never_passed_over() -> None:
     for field in fields:
         with pytest.raises(FieldError):
             catalog_of(Targets(unrecognized_fields={FIELD: field}))
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(path=st.text(max_size=30), custom=_json, document=_json, key=st.sampled_from(sorted(_document())))
+@settings(deadline=None, max_examples=200)
+def test_whatever_stands_in_a_description_harms_nothing_else(path: str, custom: Any, document: Any, key: str) -> None:
+    good = {**_document(), key: document}
+    for number, found in enumerate((custom, {CUSTOM: document}, {CUSTOM: good})):
+        target = TargetFile(1, {"sha256": "ab" * 32}, path, {"custom": found})
+        fine = TargetFile(1, {"sha256": "cd" * 32}, FIRST, {"custom": {CUSTOM: _document()}})
+        catalog = catalog_of(Targets(targets={path: target, FIRST: fine}))
+        assert FIRST in catalog.contents, number
+        assert all(target_path(name) == name for name in catalog.contents)

@@ -51,14 +51,14 @@ def format_time(moment: datetime) -> str:
     """A moment as RFC 3339 in UTC, to the second."""
     if moment.tzinfo is None:
         raise ValueError("a time without a time zone")
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
 def time(value: object) -> datetime:
     """A check: RFC 3339 in UTC, to the second, in this century."""
     if type(value) is str and _TIME.fullmatch(value):
         try:
-            return datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+            return datetime.fromisoformat(value)
         except ValueError:
             pass
     raise FieldError(f"must be a time like 2026-01-31T12:00:00Z, is {show(value)}")
