@@ -10,10 +10,11 @@ from typing import Annotated, Any, Generic, TypeVar
 import orjson
 from fastapi import Query
 from pydantic import BaseModel
-from sqlalchemy import Select, tuple_
+from sqlalchemy import BigInteger, tuple_, type_coerce
 from sqlalchemy.orm import Session
 
 from midflight.server.api.problems import Problem
+from midflight.server.store.base import Instant
 
 T = TypeVar("T")
 Limit = Annotated[int, Query(ge=1, le=500, description="rows of a page")]
@@ -50,7 +51,7 @@ def place(text: str, count: int) -> list[Any]:
 
 def page(
     session: Session,
-    query: Select[Any],
+    query: Any,
     keys: Sequence[Any],
     after: str | None,
     limit: int,
@@ -78,8 +79,4 @@ def page(
 
 
 def _raw(key: Any) -> Any:
-    from sqlalchemy import BigInteger, type_coerce
-
-    from midflight.server.store.base import Instant
-
     return type_coerce(key, BigInteger()) if isinstance(key.type, Instant) else key
