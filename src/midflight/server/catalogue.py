@@ -109,7 +109,7 @@ def _rows(id: str, offered: Offered, now: datetime) -> list[Content | ContentIma
         id=id,
         kind=about.kind,
         name=about.name,
-        package=about.package.name if about.package is not None else about.name,
+        package=about.name,
         sequence=about.sequence,
         path=offered.path,
         sha256=offered.sha256,

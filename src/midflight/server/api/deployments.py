@@ -211,7 +211,7 @@ def _ask(
     id: str,
     actor: Actor,
     kind: str,
-    change: Callable[[Live, rollout.Situation], m.Deployment],
+    change: Callable[[Live, rollout.Situation, datetime], m.Deployment],
     detail: dict[str, object] | None = None,
 ) -> DeploymentView:
     """What a person asks of a deployment: requested at once, and effective in the same transaction where it can be."""
@@ -222,7 +222,7 @@ def _ask(
         raise Problem(409, "gone", "the deployment's policy or content is gone")
     now = datetime.now(UTC)
     try:
-        wanted = change(live, rollouts.situation(session, row, live, fleet))
+        wanted = change(live, rollouts.situation(session, row, live, fleet), now)
     except rollout.RequestRefused as error:
         raise Problem(409, "not-possible", str(error)) from None
     events.publish(session, kind, detail or {}, subject=id, actor=actor.id, at=now)
@@ -244,7 +244,7 @@ def pause(deployment: str, body: Pausing, request: Request, session: DbSession, 
         deployment,
         actor,
         "deployment.pause_requested",
-        lambda live, _: rollout.pause(live.deployment, datetime.now(UTC), body.until),
+        lambda live, _, now: rollout.pause(live.deployment, now, body.until),
         {"until": until},
     )
 
@@ -258,7 +258,7 @@ def resume(deployment: str, request: Request, session: DbSession, actor: Writer)
         deployment,
         actor,
         "deployment.resume_requested",
-        lambda live, situation: rollout.resume(live.deployment, situation, datetime.now(UTC)),
+        lambda live, situation, now: rollout.resume(live.deployment, situation, now),
     )
 
 
@@ -271,7 +271,7 @@ def stop(deployment: str, request: Request, session: DbSession, actor: Writer) -
         deployment,
         actor,
         "deployment.stop_requested",
-        lambda live, _: rollout.stop(live.deployment),
+        lambda live, _, _now: rollout.stop(live.deployment),
     )
 
 
@@ -284,7 +284,7 @@ def revert(deployment: str, request: Request, session: DbSession, actor: Writer)
         deployment,
         actor,
         "deployment.revert_requested",
-        lambda live, _: rollout.revert(live.deployment),
+        lambda live, _, _now: rollout.revert(live.deployment),
     )
 
 
@@ -292,11 +292,10 @@ def revert(deployment: str, request: Request, session: DbSession, actor: Writer)
 def approve(deployment: str, body: Word, request: Request, session: DbSession, actor: Approver) -> DeploymentView:
     """Approve or reject it, or one of its rings. A person counts once, whichever of their tokens speaks."""
     person = actor.person or actor.id
-    now = datetime.now(UTC)
     row = _row(session, deployment, lock=True)
     ring = -1 if body.ring is None else body.ring
 
-    def change(live: Live, _situation: rollout.Situation) -> m.Deployment:
+    def change(live: Live, _situation: rollout.Situation, now: datetime) -> m.Deployment:
         approved = rollout.approve(live.deployment, m.Approval(person, now, body.approved, body.ring))
         session.merge(
             ApprovalRow(

@@ -71,7 +71,7 @@ def page(
         bounds = tuple_(*raw) < tuple_(*values) if descending else tuple_(*raw) > tuple_(*values)
         query = query.where(bounds)
     ordered = query.order_by(*(key.desc() if descending else key for key in keys)).limit(limit + 1)
-    marks = ordered.add_columns(*(_raw(key) for key in keys))
+    marks = ordered.add_columns(*(_raw(key).label(f"key_{number}") for number, key in enumerate(keys)))
     rows = session.execute(marks).all()
     shown = [row[: -len(keys)] for row in rows[:limit]]
     following = cursor(rows[limit - 1][-len(keys) :]) if len(rows) > limit else None
