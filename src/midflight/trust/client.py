@@ -10,7 +10,7 @@ Layout of a client's folder: ``root.json`` (the root that this device was enroll
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -27,7 +27,7 @@ from midflight.trust import errors
 from midflight.trust.content import Catalog, Content, catalog_of
 from midflight.trust.fetching import CachedFetcher, FileFetcher, HttpFetcher, Source, fetcher_of, source_of, target_url
 from midflight.trust.files import sync_folder, write_new
-from midflight.trust.pinning import Timeouts
+from midflight.trust.pinning import Pin, Timeouts
 from midflight.trust.serverrecord import MAX_RECORD, ServerRecord, decode_record
 from midflight.trust.serverrecord import TARGET as SERVER_TARGET
 
@@ -59,6 +59,7 @@ class ContentClient:
         folder: the client's own; made by :meth:`bootstrap`.
         source: base URL, or a folder (a mirror, or ``public`` of a repository).
         proxy: ``http://[user:password@]host:port``.
+        pins: keys of the source, where that is the server itself, whose certificate no authority need have issued.
     """
 
     def __init__(
@@ -68,11 +69,12 @@ class ContentClient:
         proxy: str | None = None,
         timeouts: Timeouts | None = None,
         limits: Limits | None = None,
+        pins: Iterable[Pin] = (),
     ) -> None:
         self.folder = folder
         self.source = source if isinstance(source, Source) else source_of(source)
         self.limits = limits or Limits()
-        self._fetcher: HttpFetcher | FileFetcher = fetcher_of(self.source, proxy, timeouts)
+        self._fetcher: HttpFetcher | FileFetcher = fetcher_of(self.source, proxy, timeouts, pins)
         self._updater: Updater | None = None
         try:
             self._root = (folder / ROOT).read_bytes()

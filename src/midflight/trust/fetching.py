@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 import time as clock
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,7 @@ from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalEr
 from tuf.ngclient import FetcherInterface
 
 from midflight.errors import InputError
-from midflight.trust.pinning import USER_AGENT, Timeouts
+from midflight.trust.pinning import USER_AGENT, Pin, Timeouts, pinned_context, pinned_pools
 
 SLOWEST = 1024
 """Bytes a second. A source that keeps to less for long is given up: it may be holding updates back (slow retrieval)."""
@@ -71,9 +71,11 @@ def source_of(place: str | Path) -> Source:
     return Source(f"{base}/metadata/", f"{base}/targets/")
 
 
-def fetcher_of(source: Source, proxy: str | None = None, timeouts: Timeouts | None = None) -> HttpFetcher | FileFetcher:
+def fetcher_of(
+    source: Source, proxy: str | None = None, timeouts: Timeouts | None = None, pins: Iterable[Pin] = ()
+) -> HttpFetcher | FileFetcher:
     """What reads a source."""
-    return FileFetcher() if source.is_folder else HttpFetcher(proxy, timeouts)
+    return FileFetcher() if source.is_folder else HttpFetcher(proxy, timeouts, pins)
 
 
 class FileFetcher(FetcherInterface):
@@ -109,11 +111,13 @@ class HttpFetcher(FetcherInterface):
     Args:
         proxy: ``http://[user:password@]host:port``.
         timeouts: ``total`` is for metadata; a target may take as long as it does at SLOWEST bytes a second.
+        pins: keys that the source may have over https, when it is the server itself; none: the system's trust counts.
     """
 
-    def __init__(self, proxy: str | None = None, timeouts: Timeouts | None = None) -> None:
+    def __init__(self, proxy: str | None = None, timeouts: Timeouts | None = None, pins: Iterable[Pin] = ()) -> None:
         self._timeouts = timeouts or Timeouts()
-        context = ssl.create_default_context()
+        pinned = frozenset(pins)
+        context = pinned_context() if pinned else ssl.create_default_context()
         self._pool: urllib3.PoolManager
         if proxy is None:
             self._pool = urllib3.PoolManager(ssl_context=context)
@@ -122,6 +126,8 @@ class HttpFetcher(FetcherInterface):
             credentials = f"{where.username}:{where.password or ''}" if where.username else None
             headers = urllib3.make_headers(proxy_basic_auth=credentials) if credentials else None
             self._pool = urllib3.ProxyManager(proxy, proxy_headers=headers, ssl_context=context)
+        if pinned:
+            self._pool.pool_classes_by_scheme = pinned_pools(pinned)
 
     def open(self, url: str, start: int, length: int) -> tuple[int, Iterator[bytes]]:
         """See :class:`Fetcher`. Redirects are followed, up to three: content may move to where it is served best."""

@@ -113,11 +113,7 @@ class PinnedClient:
             raise ServerRefused(f"no pin for {base_url} is given; ask whoever runs the server for its pins", "pin")
         self.base_url = base_url.rstrip("/")
         self.timeouts = timeouts or Timeouts()
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # Who issued the certificate is not asked: its key is compared before a byte is sent (PinnedConnection).
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+        context = pinned_context()
         settings: dict[str, Any] = {
             "num_pools": 1,
             "maxsize": 1,
@@ -137,7 +133,7 @@ class PinnedClient:
                 proxy_headers=urllib3.make_headers(proxy_basic_auth=credentials) if credentials else None,
                 **settings,
             )
-        self._manager.pool_classes_by_scheme = {"https": _pool_class(self.pins), "http": urllib3.HTTPConnectionPool}
+        self._manager.pool_classes_by_scheme = pinned_pools(self.pins)
 
     def request(
         self,
@@ -218,6 +214,21 @@ class PinnedClient:
 
 class _PinError(urllib3.exceptions.HTTPError):
     """The other side has none of the pinned keys."""
+
+
+def pinned_context() -> ssl.SSLContext:
+    """What TLS itself checks of a pinned connection. Who issued the certificate is not asked: its key is compared
+    before a byte is sent, by the pools of :func:`pinned_pools`, without which this context must not be used."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def pinned_pools(pins: frozenset[Pin]) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """For ``pool_classes_by_scheme`` of a manager: its https connections accept these keys alone."""
+    return {"https": _pool_class(pins), "http": urllib3.HTTPConnectionPool}
 
 
 def _pool_class(pins: frozenset[Pin]) -> type[HTTPSConnectionPool]:
