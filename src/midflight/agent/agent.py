@@ -20,8 +20,9 @@ from midflight.agent.notices import Notice, Tell
 from midflight.agent.observation import Observation
 from midflight.agent.orders import Key, Orders, OrderSource, Wanted, key_of, show, wanted, withdrawn
 from midflight.agent.patcher import Patcher, Seen
+from midflight.agent.scope import Scope
 from midflight.agent.settings import Settings
-from midflight.agent.state import Application, State
+from midflight.agent.state import Application, Cause, State
 from midflight.agent.summary import Summary
 from midflight.agent.tracked import Processes, Tracked, suspects
 from midflight.engine.startup import Startup
@@ -29,7 +30,7 @@ from midflight.engine.transaction import Outcome
 from midflight.errors import MidflightError, ProcessGone
 from midflight.patch.hotpatch import Hotpatch
 from midflight.process.events import Event, ProcessEvents
-from midflight.process.live import alive, all_processes, command_name, exit_status, open_process, program_of
+from midflight.process.live import alive, command_name, exit_status, open_process, program_of
 
 _COMPARED = sys.platform == "win32"
 """Whether processes must be seen twice to know that they are complete, and are held open to learn how they end."""
@@ -78,7 +79,7 @@ class Agent:
     ) -> None:  # fmt: skip
         self._settings, self._source, self._events, self._state, self._tell = settings, source, events, state, tell
         self._service: ServiceManager = service or Foreground()
-        self._patcher = Patcher(settings.timeout)
+        self._patcher = Patcher(settings.timeout, Scope(settings.processes))
         self._processes = Processes()
         self._summary = Summary(tell)
         self._observation = Observation(settings, state)
@@ -101,6 +102,12 @@ class Agent:
         self._stopping = True
         self._events.wake()
 
+    def hurry(self) -> None:
+        """Orders changed: look at them now. May be called from another thread."""
+        self._orders_at = 0.0
+        if not self._stopping:
+            self._events.wake()
+
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -110,6 +117,7 @@ class Agent:
             while not self._stopping:
                 self._step()
         finally:
+            self._stopping = True
             self._service.stopping()
             self._observation.close()
             self._summary.close()
@@ -300,7 +308,7 @@ class Agent:
         now = time.monotonic()
         if len(self._plain) > _MOST_PLAIN:
             self._plain.clear()
-        pids = [process.pid for process in all_processes()]
+        pids = [process.pid for process in self._patcher.processes()]
         self._background = deque(pids)
         # Who is missing twice has ended without our hearing of it; once may be that we hear of it in a moment.
         missing = {tracked.pid for tracked in self._processes} - set(pids)
@@ -337,13 +345,13 @@ class Agent:
         if keys:
             why = f"process {tracked.pid} ({tracked.command}) crashed {how} soon after it was applied"
             self._tell(Notice("crashed", f"{', '.join(map(show, keys))}: {why}"))
-            self._bar(keys, why)
+            self._bar(keys, why, "crashed")
 
-    def _bar(self, keys: Iterable[Key], why: str) -> None:
+    def _bar(self, keys: Iterable[Key], why: str, cause: Cause) -> None:
         """Never again on this machine until somebody looks; on record before the first process is touched."""
         keys = list(keys)
         for key in keys:
-            self._state.bar(*key, why)
+            self._state.bar(*key, why, cause)
             self._observation.end(key)
             self._tell(
                 Notice(
@@ -388,7 +396,7 @@ class Agent:
         failed = self._observation.step(clocks.uptime(), self._processes.with_key)
         if failed is not None:
             keys, why = failed
-            self._bar(keys, f"a probe failed: {why}")
+            self._bar(keys, f"a probe failed: {why}", "health_failed")
         self._summary.step(now)
         if self._state.dirty and now >= self._flush_at:
             self._flush_at = now + _FLUSH_EVERY
@@ -417,7 +425,9 @@ class Agent:
         self._orders = orders
         now = {key_of(hotpatch) for hotpatch in orders.hotpatches}
         self._decide()
-        gone = withdrawn(ordered, now)
+        gone = [key for key in withdrawn(ordered, now) if key not in orders.out]
+        if orders.out:
+            self._take_out(sorted(orders.out), "that was ordered")
         if gone and self._settings.removed == "revert":
             self._take_out(gone, "it is not ordered any more")
         elif gone:

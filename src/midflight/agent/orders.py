@@ -29,6 +29,8 @@ class Orders:
     hotpatches: tuple[Hotpatch, ...] = ()
     problems: tuple[tuple[str, str], ...] = ()
     """(what, why)"""
+    out: frozenset[Key] = frozenset()
+    """To be taken out of every process that has it."""
 
 
 class OrderSource(Protocol):

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from midflight.agent.orders import Key
+from midflight.agent.scope import Scope
 from midflight.engine.apply import apply
 from midflight.engine.everywhere import recover_everywhere, revert_everywhere
 from midflight.engine.inventory import BuildIds
 from midflight.engine.modules import Files
 from midflight.engine.startup import Startup, startup
 from midflight.engine.transaction import Limits, Outcome
+from midflight.errors import ProcessError
 from midflight.patch.hotpatch import Hotpatch
 from midflight.process.live import LiveProcess, all_processes, open_process
 
@@ -40,11 +42,16 @@ class Seen:
 class Patcher:
     """The engine, with the files that it has open. ``patience``: seconds to wait for busy threads."""
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, patience: float, scope: Scope | None = None) -> None:
         self._patience = patience
+        self._scope = scope or Scope()
         self._files = Files()
         self._known = BuildIds(self._files)
         self._born = 0.0
+
+    def processes(self) -> list[LiveProcess]:
+        """All processes that this agent looks after; the oldest first."""
+        return [process for process in all_processes() if self._scope.covers(process.pid)]
 
     @contextmanager
     def see(self, pid: int, images: Collection[str], young: bool) -> Iterator[Seen]:
@@ -57,6 +64,8 @@ class Patcher:
         now = time.monotonic()
         if now - self._born > _REMEMBERED:
             self._renew(now)
+        if not self._scope.covers(pid):
+            raise ProcessError(f"process {pid} is not among those that this agent looks after; see its settings")
         with open_process(pid) as process:
             code = process.code()
             found = frozenset(
@@ -80,12 +89,12 @@ class Patcher:
         """Take hotpatches out of all processes of this machine."""
         limits = Limits(busy=self._patience)
         return revert_everywhere(
-            all_processes(), lambda ledger: (ledger.record.name, ledger.record.sequence) in keys, self._files, limits
+            self.processes(), lambda ledger: (ledger.record.name, ledger.record.sequence) in keys, self._files, limits
         )
 
     def recover(self) -> list[Outcome]:
         """Clear up after engines that were killed."""
-        return recover_everywhere(all_processes(), self._files, Limits(busy=self._patience))
+        return recover_everywhere(all_processes(), self._files, Limits(busy=self._patience), self._scope.covers)
 
     def close(self) -> None:
         """Let go of all files."""

@@ -5,6 +5,8 @@ trust = ["/etc/midflight/release.pub"]      # default: the keys in trust.d
 removed = "keep"                            # or "revert": take out what disappears from the folder
 timeout = 5.0
 rescan = 60.0                               # seconds between two looks at everything; longer if they take long
+processes = "all"                           # or those of the agent's own "pid", "mount" or "network" namespace,
+                                            # or of a control group: "cgroup:/system.slice"
 
 [health]
 probes = ["curl -fsS localhost/health"]
@@ -19,15 +21,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
-from midflight.agent import health
+from midflight.agent import health, scope
 from midflight.errors import InputError
 from midflight.machine.ownership import changeable_by
 from midflight.machine.places import config_folder, hotpatch_folder
 
 FILE = "agent.toml"
-_SOURCE = {"folder", "trust", "removed", "timeout", "rescan", "health"}
+_SOURCE = {"folder", "trust", "removed", "timeout", "rescan", "processes", "health", "server"}
 _HEALTH = {"probes", "probe_timeout", "checks", "crash_window"}
 
 
@@ -44,6 +46,9 @@ class Settings:
     probe_timeout: float = 10.0
     checks: tuple[float, ...] = health.CHECKS
     crash_window: float = health.CRASH_WINDOW
+    processes: str = "all"
+    server: Mapping[str, Any] = field(default_factory=dict)
+    """The table for a device that has a server: :mod:`midflight.agent.fleet.settings`."""
 
 
 def read_settings(path: Path | None = None) -> Settings:
@@ -70,7 +75,7 @@ def read_settings(path: Path | None = None) -> Settings:
 
 
 def _settings(raw: Mapping[str, Any], path: Path) -> Settings:
-    reader = _Reader(raw, path)
+    reader = Reader(raw, path)
     reader.only(raw, _SOURCE)
     inner = reader.table("health")
     reader.only(inner, _HEALTH)
@@ -79,8 +84,13 @@ def _settings(raw: Mapping[str, Any], path: Path) -> Settings:
         found = replace(found, folder=Path(reader.text(raw, "folder")))
     if reader.text(raw, "removed", "keep") not in ("keep", "revert"):
         reader.fail("removed", '"keep" or "revert"')
+    processes = reader.text(raw, "processes", found.processes)
+    if processes not in scope.NAMES and not processes.startswith(scope.CGROUP):
+        reader.fail("processes", f"one of {', '.join(scope.NAMES)}, or {scope.CGROUP}/PATH")
     return replace(
         found,
+        processes=processes,
+        server=reader.table("server"),
         trust=reader.texts(raw, "trust"),
         removed="revert" if raw.get("removed") == "revert" else "keep",
         timeout=reader.seconds(raw, "timeout", found.timeout),
@@ -92,45 +102,52 @@ def _settings(raw: Mapping[str, Any], path: Path) -> Settings:
     )
 
 
-class _Reader:
+class Reader:
     """Takes values out of a TOML document; what is wrong is named by file and key."""
 
     def __init__(self, raw: Mapping[str, Any], path: Path) -> None:
         self._raw, self._path = raw, path
 
-    def fail(self, key: str, expected: str) -> None:
+    def fail(self, key: str, expected: str) -> NoReturn:
+        """Say what a key must be."""
         raise InputError(f"{self._path}: {key} must be {expected}")
 
     def only(self, table: Mapping[str, Any], known: set[str]) -> None:
+        """Nothing but these keys."""
         for key in table:
             if key not in known:
                 raise InputError(f"{self._path}: there is no setting {key!r}; there are: {', '.join(sorted(known))}")
 
     def table(self, key: str) -> Mapping[str, Any]:
+        """A table; empty when there is none."""
         value = self._raw.get(key, {})
         if not isinstance(value, dict):
             self.fail(key, "a table")
         return dict(value)
 
     def text(self, table: Mapping[str, Any], key: str, default: str = "") -> str:
+        """A text."""
         value = table.get(key, default)
         if not isinstance(value, str):
             self.fail(key, "a text")
         return str(value)
 
     def texts(self, table: Mapping[str, Any], key: str) -> tuple[str, ...]:
+        """A list of texts."""
         value = table.get(key, [])
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             self.fail(key, "a list of texts")
         return tuple(value)
 
     def seconds(self, table: Mapping[str, Any], key: str, default: float, at_least: float = 0.0) -> float:
+        """A time."""
         value = table.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not at_least <= value <= 86400:
             self.fail(key, f"seconds between {at_least:g} and 86400")
         return float(value)
 
     def times(self, table: Mapping[str, Any], key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        """Times, each later than the one before."""
         value = table.get(key, list(default))
         good = isinstance(value, list) and all(isinstance(v, int | float) and 0 < v <= 86400 for v in value)
         if not good or list(value) != sorted(value):

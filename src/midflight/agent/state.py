@@ -17,14 +17,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from midflight.agent.health import Watch
 from midflight.errors import InputError, MidflightError
 from midflight.process.filelock import is_locked, try_lock
 
 FILE, LOCK = "agent.db", "agent.lock"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE applications (
     id INTEGER PRIMARY KEY, boot TEXT NOT NULL, pid INTEGER NOT NULL, start_time INTEGER NOT NULL, command TEXT NOT
@@ -33,8 +33,8 @@ CREATE TABLE applications (
 );
 CREATE INDEX applications_by_process ON applications (boot, pid, start_time);
 CREATE TABLE bars (
-    name TEXT NOT NULL, sequence INTEGER NOT NULL, reason TEXT NOT NULL, since REAL NOT NULL, PRIMARY KEY (name,
-    sequence)
+    name TEXT NOT NULL, sequence INTEGER NOT NULL, reason TEXT NOT NULL, since REAL NOT NULL, cause TEXT NOT NULL
+    DEFAULT 'hand', PRIMARY KEY (name, sequence)
 );
 CREATE TABLE watches (
     boot TEXT NOT NULL, name TEXT NOT NULL, sequence INTEGER NOT NULL, since REAL NOT NULL, passed INTEGER NOT NULL,
@@ -42,10 +42,16 @@ CREATE TABLE watches (
 );
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+_CHANGES = {1: "ALTER TABLE bars ADD COLUMN cause TEXT NOT NULL DEFAULT 'hand';"}
+"""What brings a file of each version to the next."""
 _WATCHES = "SELECT name, sequence, since, passed FROM watches WHERE boot = ?"
 _KEPT = 20_000
 """Applications in the history; the oldest go first."""
 _MOST_PENDING = 20_000
+
+
+Cause = Literal["crashed", "health_failed", "hand"]
+"""Why something is barred, for programs."""
 
 
 class StateError(MidflightError):
@@ -61,6 +67,7 @@ class Bar:
     reason: str
     since: float
     """Wall clock, seconds since 1970."""
+    cause: Cause = "hand"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +196,12 @@ class State:
         """What is barred, by name and sequence."""
         return dict(self._bars)
 
-    def bar(self, name: str, sequence: int, reason: str) -> None:
+    def bar(self, name: str, sequence: int, reason: str, cause: Cause = "hand") -> None:
         """Bar a hotpatch; on disk when this returns, unless :attr:`trouble` says that the disk does not take it: then
         it holds as long as this agent runs, and is written as soon as that is possible."""
-        bar = Bar(name, sequence, reason, time.time())
+        bar = Bar(name, sequence, reason, time.time(), cause)
         self._bars[name, sequence] = bar
-        self._write("INSERT OR REPLACE INTO bars VALUES (?, ?, ?, ?)", name, sequence, reason, bar.since)
+        self._write("INSERT OR REPLACE INTO bars VALUES (?, ?, ?, ?, ?)", name, sequence, reason, bar.since, cause)
         self.flush()
 
     def reread_bars(self) -> bool:
@@ -205,7 +212,7 @@ class State:
             version = self._database.execute("PRAGMA data_version").fetchone()[0]
             if version == self._version:
                 return False
-            rows = self._database.execute("SELECT name, sequence, reason, since FROM bars").fetchall()
+            rows = self._database.execute("SELECT name, sequence, reason, since, cause FROM bars").fetchall()
         except sqlite3.Error as error:
             self.trouble = str(error)
             return False
@@ -270,7 +277,8 @@ def connect(path: Path) -> sqlite3.Connection:
         if version > _SCHEMA_VERSION:
             raise StateError(f"{path} was written by a newer Midflight: update this one")
         if version < _SCHEMA_VERSION:
-            database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
+            steps = "".join(_CHANGES[n] for n in range(version, _SCHEMA_VERSION)) if version else _SCHEMA
+            database.executescript(f"BEGIN; {steps} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
     except BaseException:
         database.close()
         raise
@@ -306,7 +314,9 @@ def look(folder: Path, boot: str) -> Snapshot:
     """
     with _existing(folder) as database:
         facts = {key: json.loads(value) for key, value in database.execute("SELECT key, value FROM facts")}
-        bars = tuple(Bar(*r) for r in database.execute("SELECT name, sequence, reason, since FROM bars ORDER BY since"))
+        bars = tuple(
+            Bar(*r) for r in database.execute("SELECT name, sequence, reason, since, cause FROM bars ORDER BY since")
+        )
         watches = database.execute(_WATCHES, (boot,)).fetchall()
         latest = {(one.pid, one.start_time, one.name): one for one in _applications(database, boot)}
     return Snapshot(_runs(folder), facts, bars, tuple(Watch(*row) for row in watches), tuple(latest.values()))
@@ -319,8 +329,8 @@ def set_bar(folder: Path, bar: Bar) -> None:
         InputError: there is no agent's state, or it cannot be written.
     """
     with _existing(folder) as database:
-        values = (bar.name, bar.sequence, bar.reason, bar.since)
-        database.execute("INSERT OR REPLACE INTO bars VALUES (?, ?, ?, ?)", values)
+        values = (bar.name, bar.sequence, bar.reason, bar.since, bar.cause)
+        database.execute("INSERT OR REPLACE INTO bars VALUES (?, ?, ?, ?, ?)", values)
 
 
 def take_bar(folder: Path, name: str, sequence: int | None) -> list[tuple[str, int]]:

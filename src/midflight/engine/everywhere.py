@@ -47,12 +47,19 @@ def revert_everywhere(
     return [outcome for outcome in found if outcome.outcome != "nothing"]
 
 
-def recover_everywhere(processes: Sequence[Process], files: Files, limits: Limits) -> list[Outcome]:
-    """Finish or undo what killed engines left, anywhere; the outcomes of those processes where there was something."""
+def recover_everywhere(
+    processes: Sequence[Process], files: Files, limits: Limits, ours: Callable[[int], bool] = lambda pid: True
+) -> list[Outcome]:
+    """Finish or undo what killed engines left, anywhere; the outcomes of those processes where there was something.
+
+    Args:
+        ours: which processes, by number, are worked on.
+    """
     announced = {(a.pid, a.start_time) for a in journal.announced()}
-    left = {(p.pid, p.start_time) for p in carriers(processes, lambda _: True)} | announced
+    mine = [process for process in processes if ours(process.pid)]
+    left = {(p.pid, p.start_time) for p in carriers(mine, lambda _: True)} | announced
     outcomes = []
-    for process in processes:
+    for process in mine:
         if (process.pid, process.start_time) in left:
             outcomes.append(recover(process, files, limits))
             process.close()

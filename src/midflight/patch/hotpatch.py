@@ -50,7 +50,7 @@ class Hotpatch:
     symbols: Mapping[str, bytes]
     """ELF files with symbols for people's tools, by build-id; never interpreted by Midflight."""
     signers: tuple[str, ...]
-    """Key ids of the trusted keys that signed it; at least one."""
+    """Key ids of the trusted keys that signed it; at least one, but of a file that is believed by its digest."""
     digest: str
     """sha256 of the file, in hex."""
 
@@ -81,6 +81,23 @@ def read_hotpatch(path: str | Path, trusted: Sequence[PublicKey]) -> Hotpatch:
     data = _read(path)
     with _Refusal(path):
         contents = _parse(data, lambda envelope: envelope.verified_by(trusted))
+    return Hotpatch(contents.manifest, contents.payloads, contents.symbols, contents.signers, _digest(data))
+
+
+def read_vouched(path: str | Path, digest: str, trusted: Sequence[PublicKey] = ()) -> Hotpatch:
+    """Read a hotpatch whose sha256 (hex) others have signed, as a repository's offline keys do.
+
+    Args:
+        trusted: if any, one of these must have signed the file itself as well.
+
+    Raises:
+        PatchFileError: as :func:`read_hotpatch`, or it is another file than that.
+    """
+    data = _read(path)
+    with _Refusal(path):
+        if _digest(data) != digest:
+            raise FieldError("is another file than the one that was vouched for", "sha256")
+        contents = _parse(data, lambda envelope: envelope.verified_by(trusted) if trusted else ())
     return Hotpatch(contents.manifest, contents.payloads, contents.symbols, contents.signers, _digest(data))
 
 
