@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from midflight.cli import agent_server
 from midflight.cli.output import Output, Styled, Text
 
 if TYPE_CHECKING:
-    from midflight.agent.agent import ServiceManager
+    from midflight.agent.agent import Agent, ServiceManager
     from midflight.agent.notices import Tell
     from midflight.agent.settings import Settings
     from midflight.agent.winservice import Control
@@ -27,6 +28,10 @@ A process that crashes soon after an apply, or a probe that fails 1, 5 or 15 min
 of all processes again and bars it on this machine until somebody has looked (midflight agent unbar). A hotpatch that
 stays in the folder with an earlier sequence takes its place.
 
+A device can have a server instead of a folder (enroll): then hotpatches and baselines come from the server's
+repository, the server says when, and the device does only what keys bear out that the server does not have. Baselines
+lie ready until a restart; swap-baseline puts one in its place before it (for a drop-in of systemd, or by hand).
+
 Settings are in agent.toml in the folder of settings (/etc/midflight, %ProgramData%\\Midflight\\config); options of
 the command line count more. When the agent stops, what is in force stays in force.
 
@@ -36,13 +41,19 @@ bars       what is barred on this machine, and why
 bar        bar a hotpatch here, and take it out of all processes
 unbar      let it be applied again
 install    run it as a service from now on (systemd, or a service of Windows)
-uninstall  stop that service and remove it"""
+uninstall  stop that service and remove it
+enroll     become a device of a server
+baselines  what lies ready, or replaced something
+swap-baseline      put it in its place now
+rollback-baseline  put back what it replaced"""
 
 EXAMPLES = """\
 midflight agent run --folder /srv/hotpatches --trust release.pub
 midflight agent install
 midflight agent status --json
-midflight agent unbar nginx-fixes:3"""
+midflight agent unbar nginx-fixes:3
+midflight agent enroll --server https://midflight.example:8443 --token mfe_… --pin sha256/…
+midflight agent rollback-baseline nginx"""
 
 EXIT_STATUS = """\
 0  done; status: the agent runs, and every process has what it should have
@@ -57,13 +68,16 @@ ACTIONS = {
     "unbar": "let it be applied again",
     "install": "run it as a service from now on",
     "uninstall": "remove that service",
+    **agent_server.ACTIONS,
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this command."""
     parser.add_argument("action", metavar="ACTION", choices=list(ACTIONS), help=", ".join(ACTIONS))
-    parser.add_argument("name", nargs="?", metavar="NAME[:SEQUENCE]", help="bar, unbar: which hotpatch")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME[:SEQUENCE]", help="bar, unbar: which hotpatch; else which baseline"
+    )
     parser.add_argument("--reason", metavar="TEXT", help="bar: why (default: by hand)")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="run, install: the hotpatches to keep in force")
     parser.add_argument(
@@ -76,17 +90,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--service", action="store_true", help="run: for the service manager alone")
     parser.add_argument("--no-start", action="store_true", help="install: do not start it now")
     parser.add_argument("--print", action="store_true", help="install: show what would be installed, and do nothing")
+    agent_server.add_arguments(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Carry out the command; returns the exit status."""
     from midflight.errors import InputError
 
-    if args.name and args.action not in ("bar", "unbar"):
+    if args.name and args.action not in ("bar", "unbar", "swap-baseline", "rollback-baseline"):
         raise InputError(f"agent {args.action} takes no name (got {args.name})")
     actions = {"run": _run, "status": _status, "bars": _bars, "bar": _bar, "unbar": _unbar}
     if args.action in actions:
         return actions[args.action](args, out)
+    if args.action in agent_server.ACTIONS:
+        from midflight.agent.settings import read_settings
+
+        return agent_server.run(args, out, read_settings(args.config))
     return _service(args, out)
 
 
@@ -114,7 +133,8 @@ def _run(args: argparse.Namespace, out: Output) -> int:
         return 0
     from midflight.agent.systemd import Systemd
 
-    _work(_settings(args), _sinks(service=False), None if sys.platform == "win32" else Systemd(), None)
+    manager = None if sys.platform == "win32" else Systemd()
+    _work(_settings(args), _sinks(service=False), manager, None, args.folder is not None)
     return 0
 
 
@@ -124,24 +144,50 @@ def _serve(args: argparse.Namespace, control: Control) -> None:
 
     tell = _sinks(service=True)
     try:
-        _work(_settings(args), tell, control, control)
+        _work(_settings(args), tell, control, control, args.folder is not None)
     except BaseException as error:
         tell(Notice("failed", f"the agent ends: {type(error).__name__}: {error}"))
         raise
 
 
-def _work(settings: Settings, tell: Tell, manager: ServiceManager | None, control: Control | None) -> None:
-    """Be the agent until told to stop: by signals, or by the service manager of Windows."""
-    import signal
+def _work(
+    settings: Settings, tell: Tell, manager: ServiceManager | None, control: Control | None, folder: bool
+) -> None:
+    """Be the agent until told to stop: by signals, or by the service manager of Windows.
 
+    Args:
+        folder: take orders from a folder, also where there is a server.
+    """
     from midflight.agent import clocks
     from midflight.agent.agent import Agent
     from midflight.agent.folder import HotpatchFolder
     from midflight.agent.state import State
+    from midflight.machine.places import state_folder
+    from midflight.process.events import open_events
+
+    enrolled = None if folder else agent_server.enrolled_here()
+    _prepare(settings, needs_folder=enrolled is None)
+    state = State(state_folder(), clocks.boot())
+    events = open_events()
+    if enrolled is None:
+        agent = Agent(settings, HotpatchFolder(settings.folder, settings.trust), events, state, tell, manager)
+        _until_stopped(agent, control)
+        return
+    sync, orders = agent_server.make_sync(enrolled, settings, tell)
+    agent = Agent(settings, orders, events, state, tell, manager)
+    orders.wake = agent.hurry
+    sync.start()
+    try:
+        _until_stopped(agent, control)
+    finally:
+        sync.stop()
+
+
+def _prepare(settings: Settings, needs_folder: bool) -> None:
+    """Have the folders that the agent needs."""
     from midflight.errors import InputError
     from midflight.machine.ownership import make_closed_folder
     from midflight.machine.places import hotpatch_folder, state_folder
-    from midflight.process.events import open_events
 
     try:
         make_closed_folder(state_folder())
@@ -149,10 +195,13 @@ def _work(settings: Settings, tell: Tell, manager: ServiceManager | None, contro
             make_closed_folder(settings.folder)
     except OSError as error:
         raise InputError(f"{error.filename} cannot be used: {error.strerror}") from None
-    if not settings.folder.is_dir():
+    if needs_folder and not settings.folder.is_dir():
         raise InputError(f"there is no folder {settings.folder}; make it, or name another with --folder")
-    state = State(state_folder(), clocks.boot())
-    agent = Agent(settings, HotpatchFolder(settings.folder, settings.trust), open_events(), state, tell, manager)
+
+
+def _until_stopped(agent: Agent, control: Control | None) -> None:
+    import signal
+
     if control is not None:
         control.stop = agent.stop
         if control.asked_to_stop:
@@ -193,9 +242,11 @@ def _status(args: argparse.Namespace, out: Output) -> int:
         if one.outcome in ("applied", "already"):
             in_force[one.name, one.sequence] = in_force.get((one.name, one.sequence), 0) + 1
     problems = [(str(what), str(why)) for what, why in known.facts.get("problems", [])]
+    server = agent_server.status()
     out.result(
         {
             "running": known.running,
+            "server": server and {**server, "last_heard": _when(server["last_heard"])},
             "source": known.facts.get("source"),
             "events": known.facts.get("events"),
             "started": _when(known.facts.get("started")),
@@ -210,6 +261,10 @@ def _status(args: argparse.Namespace, out: Output) -> int:
     )
     state = Styled("runs", "good") if known.running else Styled("does not run", "bad")
     out.line("the agent ", state, f"  {known.facts.get('source', '')}")
+    if server is not None:
+        heard = _when(server["last_heard"]) or "never"
+        told = f"instructions {server['instructions'] or 'none'}, {server['unheard_outcomes']} outcomes not yet told"
+        out.line(f"device {server['device']}: last heard about {heard}; {told}")
     rows: list[list[Text]] = [[f"{name}", str(number), str(count)] for (name, number), count in in_force.items()]
     if rows:
         out.table(["HOTPATCH", "SEQUENCE", "PROCESSES"], rows)

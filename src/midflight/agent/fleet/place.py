@@ -1,0 +1,28 @@
+"""Where a device's thread works, and for whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from midflight.agent.fleet.enrollment import Enrolled
+from midflight.agent.fleet.settings import ServerSettings
+from midflight.agent.settings import Settings
+from midflight.patch.signature import PublicKey
+from midflight.trust.pinning import Timeouts
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """See the module."""
+
+    state: Path
+    """The agent's folder of state."""
+    enrolled: Enrolled
+    settings: Settings
+    server: ServerSettings
+    trusted: tuple[PublicKey, ...] = ()
+    """Keys of which one must have signed each hotpatch, besides the repository's; none: those are enough."""
+    timeouts: Timeouts | None = None
+    root: Path = Path("/")
+    """Where the system is installed, as dpkg and rpm see it."""
