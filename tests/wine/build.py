@@ -45,7 +45,6 @@ def program(name: str, source: str, *flags: str, compiler: str = C) -> None:
     subprocess.run([compiler, "-O2", "-g", *exports, *flags, "-o", str(out), str(SOURCES / source)], check=True)
 
 
-SECTIONS = "-ffunction-sections -fdata-sections"
 ANSWERS = {"return x * 0 + 1;": "return x * 0 + 2;", "return x * 0 + 10;": "return x * 0 + 20;"}
 OTHER = {"return x * 0 + 10;": "return x * 0 + 20;"}
 LIMITED = {
@@ -93,8 +92,8 @@ def main() -> None:
         shutil.copy(where.stdout.strip(), OUT / library)
     for recipe in RECIPES:
         make(recipe, SOURCES, OUT, signer)
-    forged("forged-c", "threads.exe", "threads.c", f"{C} -O2 -g {SECTIONS}", ANSWERS)
-    hot = f"{C} -O2 -g {SECTIONS} '{HOT}'"
+    forged("forged-c", "threads.exe", "threads.c", f"{C} -O2 -g", ANSWERS)
+    hot = f"{C} -O2 -g '{HOT}'"
     forged("forged-hot", "threads.exe", "threads.c", hot, OTHER, *SIDE_BY_SIDE)
     library = f"{CXX} -O2 -g -shared -shared-libgcc -Wl,--image-base,{CORE_BASE:#x}"
     forged("forged-cpp", "core.dll", "core.cpp", library, LIMITED)

@@ -13,6 +13,7 @@ from midflight.patch.signature import Signer
 from tests.forge.windows.programs import (
     CATCH,
     CAUGHT,
+    CLANG_GNU,
     CXX,
     FAULTS,
     FINALLY,
@@ -29,6 +30,7 @@ from tests.forge.windows.programs import (
 
 FORGED: tuple[tuple[str, dict[str, str], Changes], ...] = (
     ("made-c", C, LENGTH),
+    ("made-clang", {**CLANG_GNU, "Makefile": CLANG_GNU["Makefile"].replace("LINKER", "-fuse-ld=lld -s")}, LENGTH),
     ("made-throw", CXX, THROW),
     ("made-catch", CXX, CATCH),
     ("made-msvc", MSVC_CXX, joined(MSVC_CXX, CAUGHT, THROWN, FAULTS, FINALLY, SHAPES)),

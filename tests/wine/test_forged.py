@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.wine.harness import Target, applied, clean, load, reverted
 
 
@@ -13,12 +15,14 @@ def answers(target: Target, question: str) -> list[str]:
     return found
 
 
-def test_a_c_program() -> None:
+@pytest.mark.parametrize("name", ["made-c", "made-clang"])
+def test_a_c_program(name: str) -> None:
+    """By gcc and GNU's linker; by clang and lld, stripped."""
     long = "x" * 40
-    with Target("made-c.exe") as target:
+    with Target(f"{name}.exe") as target:
         assert answers(target, long)[-1].startswith("40 16 ")
         for _ in range(5):
-            applied(target, load("made-c"))
+            applied(target, load(name))
             assert answers(target, long)[0] == "too long: word"
             assert answers(target, "hello")[0].startswith("5 ") and answers(target, "42")[0].startswith("42 ")
             clean(target)

@@ -23,8 +23,10 @@ from midflight.forge.pieces import (
     cut_at_labels,
     cut_at_symbols,
     cut_strings,
+    forget_private,
     is_filling,
     is_pool,
+    is_private,
     split,
     with_funclets,
 )
@@ -221,6 +223,9 @@ def _lay_out(raw: RawObject, fdes: Sequence[RawFde]) -> Layout:
             cut = cut_at_symbols(raw, section, symbols, targets.get(section.index, set()))
             cut = [part for piece in cut for part in split(piece, stubs.get(section.index, set()))]
             cut = with_funclets(cut) if raw.format == "pe" else cut
+        if raw.format == "pe" and not section.flags & (SHF_WRITE | SHF_EXECINSTR | SHF_TLS):
+            for piece in cut:
+                forget_private(piece)
         if cut:
             pieces[section.index] = cut
     _name(raw, pieces, set(commons.values()))
@@ -332,7 +337,7 @@ def _kind(section: Section, piece: Piece, data: bytes, referring: bool) -> AtomK
         return "other"
     if section.flags & SHF_MERGE and section.flags & SHF_STRINGS:
         return "string"
-    if piece.padded and _is_text(data) and not referring:
+    if (piece.padded or piece.private) and _is_text(data) and not referring:
         return "string"
     if section.flags & SHF_WRITE and not section.name.startswith(".data.rel.ro") and not piece.constant:
         return "data"
@@ -423,7 +428,7 @@ def _reference(
     if symbol.section is None or symbol.section not in layout.pieces:
         return Reference(offset, relocation.type, relocation.addend, None, symbol.name, bias)
     value = symbol.value
-    if symbol.type == "section" or symbol.name.startswith(".L"):
+    if symbol.type == "section" or symbol.name.startswith(".L") or (raw.format == "pe" and is_private(symbol.name)):
         in_code = bool(raw.sections[symbol.section].flags & SHF_EXECINSTR)
         if relocation.type in PC_RELATIVE and instruction_end is None and in_code:
             # an entry of a jump table: label - table, so the addend has the entry's offset in the table in it

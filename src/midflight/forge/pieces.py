@@ -18,6 +18,7 @@ SHF_EXECINSTR = 0x4
 SHF_TLS = 0x400
 # ?catch$4@?0?NAME@4HA, ?dtor$3@?0?NAME@4HA (LLVM, WinException.cpp, getMCSymbolForMBB)
 _FUNCLET = re.compile(r"^\?(?:catch|dtor)\$\d+@\?0\?(.+)@4HA$")
+_PRIVATE = re.compile(r"^(?:\.str(?:\.\d+)?|switch\.table\..+|(?:reltable|__const)\.(?!\d+$).+)$")
 
 
 @dataclass(slots=True)
@@ -33,6 +34,8 @@ class Piece:
     constant: bool = False
     """In a writable section, but nothing writes there."""
     padded: bool = False
+    private: bool = False
+    """A constant whose name the compiler made up, and whose address means nothing."""
 
 
 def split(piece: Piece, edges: set[int]) -> list[Piece]:
@@ -42,6 +45,19 @@ def split(piece: Piece, edges: set[int]) -> list[Piece]:
         return [piece]
     bounds = sorted({piece.start, piece.end, *inside, *(e + 8 for e in inside if e + 8 < piece.end)})
     return [Piece(piece.section, a, b, sized=piece.sized, constant=a in inside) for a, b in pairwise(bounds)]
+
+
+def is_private(name: str) -> bool:
+    """Whether this is a name of clang's for a constant without an identity (LLVM: private unnamed_addr). For ELF they
+    are local labels; for Windows they are symbols, which no source can have, as there is a dot in each."""
+    return _PRIVATE.match(name) is not None
+
+
+def forget_private(piece: Piece) -> None:
+    """Take the names away from a constant that has none but those of the compiler."""
+    if piece.symbols and all(s.binding == "local" and is_private(s.name) for s in piece.symbols):
+        piece.symbols.clear()
+        piece.private = True
 
 
 def with_funclets(pieces: Iterable[Piece]) -> list[Piece]:

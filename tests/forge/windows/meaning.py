@@ -18,6 +18,7 @@ from midflight.patch.manifest import Target
 BASE = 0x4000_0000
 """Where the payload is put; imports are at IMPORTS + 16 times their index."""
 IMPORTS = 0x7000_0000
+_UNNAMED = (".rdata", ".data", ".bss", ".text", ".L", ".str", "reltable.")
 CONSTANT = 16
 """Bytes of an unnamed constant that are compared, at most."""
 
@@ -89,7 +90,7 @@ def meaning(image: PeFile, address: int, reader: object, code: bool) -> object:
     best = None
     for symbol in image.symbols():
         named = symbol.name.strip() and symbol.section is not None and symbol.type in ("func", "object")
-        if not named or symbol.value > address or symbol.name.startswith((".rdata", ".data", ".bss", ".text", ".L")):
+        if not named or symbol.value > address or symbol.name.startswith(_UNNAMED):
             continue
         if best is None or symbol.value > best.value:
             best = symbol
@@ -151,7 +152,8 @@ def _instruction(
     meant, expected = bound.meaning(one, code), meaning(fixed, other, None, code)
     if meant == expected or _same_constant(mine, one, other, bound, fixed):
         return
-    if mine.mnemonic == x86.Mnemonic.LEA and _same_table(one, other, index, bound, fixed):
+    table = mine.mnemonic == x86.Mnemonic.LEA
+    if table and (_same_table(one, other, index, bound, fixed) or _same_texts(one, other, bound, fixed)):
         return
     yield f"{where}: means {meant}, and {expected} in the fixed image"
 
@@ -168,6 +170,19 @@ def _same_table(
             break
         entries += 1
     return entries >= 5
+
+
+def _same_texts(one: int, other: int, bound: Bound, fixed: PeFile) -> bool:
+    """Two tables of distances from the table to the same texts (three at least)."""
+    for entry in range(3):
+        a = one + int.from_bytes(bound.read(one + 4 * entry, 4), "little", signed=True)
+        b = other + int.from_bytes(read(fixed, other + 4 * entry, 4), "little", signed=True)
+        if fixed.segment_at(b) is None or not (BASE <= a < BASE + len(bound.memory) or bound.run.segment_at(a)):
+            return False
+        text = read(fixed, b, 64).split(b"\0")[0]
+        if len(text) < 2 or bound.read(a, 64).split(b"\0")[0] != text:
+            return False
+    return True
 
 
 def _same_constant(instruction: x86.Instruction, one: int, other: int, bound: Bound, fixed: PeFile) -> bool:

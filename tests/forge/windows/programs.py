@@ -70,6 +70,16 @@ int main(void) {
 }
 LENGTH: Changes = {"parse.c": ("if (n > 64)", "if (n > 31)")}
 
+CLANG_GNU = {
+    **C,
+    "Makefile": (
+        "CC = clang --target=x86_64-w64-mingw32\nCFLAGS = -O2\n"
+        "LIBGCC = $(dir $(shell x86_64-w64-mingw32-gcc -print-libgcc-file-name))\n"
+        "prog.exe: main.o parse.o\n\t$(CC) -L$(LIBGCC) LINKER -o $@ $^\nmain.o parse.o: parse.h\n"
+    ),
+}
+"""The same with clang; LINKER are its options for the linker."""
+
 CXX = {
     "Makefile": (
         "CXX = x86_64-w64-mingw32-g++\nCXXFLAGS = -O2\n"
