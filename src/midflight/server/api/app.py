@@ -17,6 +17,7 @@ from midflight import __version__
 from midflight.server import keys
 from midflight.server.api import ROUTERS, problems
 from midflight.server.api.device import CheckInGate
+from midflight.server.api.headers import SafeHeaders
 from midflight.server.checkin.presence import Presence
 from midflight.server.checkin.receive import CheckIns
 from midflight.server.settings import Settings
@@ -24,6 +25,8 @@ from midflight.server.store import tables  # noqa: F401 - all tables, before the
 from midflight.server.store.database import Database
 from midflight.server.work.tasks import Context, Timer
 
+MAX_BODY = 1 << 20
+"""Bytes of a request to the API; larger ones are refused unread. Check-ins have a limit of their own."""
 FLUSH_S = 2.0
 """Seconds between two writes of who was seen."""
 _log = logging.getLogger(__name__)
@@ -59,8 +62,10 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
         version=__version__,
         summary="Live patching of a fleet: devices, content, policies, deployments, compliance.",
         lifespan=lifespan,
-        docs_url="/api/docs",
+        docs_url=None,  # a page of scripts from elsewhere, with the right to act for whoever is signed in
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        max_body_size=MAX_BODY,
         openapi_url="/api/openapi.json",
     )
     app.state.settings = settings
@@ -68,6 +73,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.state.keys = keys.load(settings)
     checkins = CheckIns(db, settings, app.state.keys.signers)
     app.state.checkins = checkins
+    app.add_middleware(SafeHeaders, https=settings.public_url.startswith("https:"))
     app.add_middleware(CheckInGate, checkins=checkins, settings=settings)
     problems.install(app)
     for name in ROUTERS:

@@ -9,7 +9,7 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -97,6 +97,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(PoolTimeout)
     async def unreachable(_request: Request, _error: Exception) -> Response:
         return problem_response(503, "unavailable", "the database does not answer; try again", {"Retry-After": "5"})
+
+    @app.exception_handler(DataError)
+    async def unstorable(_request: Request, _error: DataError) -> Response:
+        return problem_response(422, "invalid", "a text with NUL, or a number too large; send what can be kept", {})
 
     @app.exception_handler(DBAPIError)
     async def database(request: Request, error: DBAPIError) -> Response:
