@@ -22,6 +22,7 @@ from midflight.server.store.migrate import upgrade
 from midflight.trust.keys import load_public_key
 from tests.server.device import Device
 from tests.server.postgresql import PostgreSQL
+from tests.server.publisher import Publisher
 
 
 @pytest.fixture(scope="session")
@@ -114,11 +115,16 @@ def admin(app: FastAPI, admin_token: str) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def new_device(client: TestClient, database: Database, settings: Settings, tmp_path: Path) -> Callable[..., Device]:
+def publisher(settings: Settings) -> Publisher:
+    """A published repository, and who publishes to it."""
+    return Publisher(settings.path(settings.repository))
+
+
+@pytest.fixture
+def new_device(
+    client: TestClient, database: Database, settings: Settings, tmp_path: Path, publisher: Publisher
+) -> Callable[..., Device]:
     """Makes devices that are enrolled and have reported."""
-    root = tmp_path / "repository" / "public" / "metadata"
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "1.root.json").write_text("{}")
     key = load_public_key(settings.path(settings.instruction_key).with_suffix(".pub"))
     count = iter(range(1000))
 

@@ -14,6 +14,7 @@ SUBCOMMANDS = {
     "user": "accounts of people: add, list, password, roles, disable, enable",
     "token": "API tokens for programs: add, list, revoke",
     "audit-verify": "prove that the audit log is the one that was written",
+    "enroll-token": "make a token with which devices enroll",
     "upgrade": "bring the database to the version of this program",
 }
 

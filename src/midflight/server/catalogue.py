@@ -70,9 +70,15 @@ def take(session: Session, catalog: Catalog, now: datetime) -> Taken:
         known[id].missing = True
         events.publish(session, "content.missing", {"path": known[id].path}, subject=id, at=now)
     meta.write(session, _VERSION, str(catalog.version))
-    content_changed(session, [*revoked, *missing], now)
+    content_changed(session, [*revoked, *missing])
     meta.bump(session, "catalogue")
     return Taken(tuple(added), tuple(revoked), tuple(missing), tuple(refused))
+
+
+def edited(session: Session, content: str) -> None:
+    """What this server adds to content was changed: whoever has to do with it is decided anew."""
+    content_changed(session, [content])
+    meta.bump(session, "catalogue")
 
 
 def _revoke(session: Session, known: dict[str, Content], revocation: Revocation, now: datetime) -> list[str]:
@@ -103,7 +109,7 @@ def _rows(id: str, offered: Offered, now: datetime) -> list[Content | ContentIma
         id=id,
         kind=about.kind,
         name=about.name,
-        package=about.package.name if about.package is not None else about.name,
+        package=about.name,
         sequence=about.sequence,
         path=offered.path,
         sha256=offered.sha256,

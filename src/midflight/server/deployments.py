@@ -52,6 +52,7 @@ def create(
         rings=rings_json(policy.rings),
         live=True,
         populated=None,
+        version=1,
     )
     session.add(row)
     data = {"content": content.id, "policy": policy.id, "starts": row.starts.isoformat(), "expedite": expedite}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from midflight.errors import InputError
 from midflight.patch.fields import FieldError
 from midflight.server.settings import Settings
 from midflight.trust.content import Catalog, catalog_of
+from midflight.trust.publishing import renew_online
+from midflight.trust.repositoryfolder import SETTINGS as REPOSITORY_SETTINGS
 
 PUBLIC = "public"
 """What is served, below the repository's folder (midflight.trust.repository)."""
@@ -52,6 +55,19 @@ def published_catalog(settings: Settings) -> Catalog | None:
         return catalog_of(metadata.signed)
     except (OSError, DeserializationError, RepositoryError, FieldError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}; publish the repository again") from None
+
+
+def renew(settings: Settings, now: datetime) -> datetime | None:
+    """Sign the repository's timestamp and snapshot anew where that is due; nothing is done when another server does
+    that (there is no online key here). Returns when to call again; None: not here, or nothing is published yet.
+
+    Raises:
+        InputError: the online key cannot be used.
+    """
+    folder = settings.path(settings.repository)
+    if not (folder / REPOSITORY_SETTINGS).exists() or _newest(settings, "targets") is None:
+        return None
+    return renew_online(folder, now)
 
 
 def _newest(settings: Settings, role: str) -> Path | None:

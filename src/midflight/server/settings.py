@@ -48,9 +48,7 @@ class Settings:
     master_key: Path = Path("master.key")
     """The signing secrets of webhooks are derived from it."""
     repository: Path = Path("repository")
-    """The TUF repository as published: ``metadata`` and ``targets``, served below /repo."""
-    online_keys: Path = Path("online")
-    """Keys that renew the repository's timestamp and snapshot."""
+    """The TUF repository (midflight repo); what it publishes is served below /repo."""
     checkin_interval: int = 300
     """How often a device checks in when nothing is going on."""
     checkin_active_interval: int = 60

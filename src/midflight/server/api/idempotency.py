@@ -50,13 +50,19 @@ class IdempotentRoute(APIRoute):
             before = await run_in_threadpool(_claim, database, actor, key, digest)
             if before is not None:
                 return before
-            try:
-                response = await handler(request)
-            except BaseException:
-                await run_in_threadpool(_forget, database, actor, key)
-                raise
-            await run_in_threadpool(_keep, database, actor, key, response)
-            return response
+            answered: list[Response] = []
+
+            async def finish(kind: type[BaseException] | None, _error: object, _trace: object) -> None:
+                if kind is None and answered:
+                    await run_in_threadpool(_keep, database, actor, key, answered[0])
+                else:
+                    await run_in_threadpool(_forget, database, actor, key)
+
+            # FastAPI's stack of what ends before the answer leaves: entered before the session, so left after its
+            # commit
+            request.scope["fastapi_function_astack"].push_async_exit(finish)
+            answered.append(await handler(request))
+            return answered[0]
 
         return once
 

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Generic, TypeVar
 import orjson
 from fastapi import Query
 from pydantic import BaseModel
-from sqlalchemy import Select, tuple_
+from sqlalchemy import BigInteger, tuple_, type_coerce
 from sqlalchemy.orm import Session
 
 from midflight.server.api.problems import Problem
+from midflight.server.store.base import Instant
 
 T = TypeVar("T")
 Limit = Annotated[int, Query(ge=1, le=500, description="rows of a page")]
@@ -50,7 +51,7 @@ def place(text: str, count: int) -> list[Any]:
 
 def page(
     session: Session,
-    query: Select[Any],
+    query: Any,
     keys: Sequence[Any],
     after: str | None,
     limit: int,
@@ -70,7 +71,7 @@ def page(
         bounds = tuple_(*raw) < tuple_(*values) if descending else tuple_(*raw) > tuple_(*values)
         query = query.where(bounds)
     ordered = query.order_by(*(key.desc() if descending else key for key in keys)).limit(limit + 1)
-    marks = ordered.add_columns(*(_raw(key) for key in keys))
+    marks = ordered.add_columns(*(_raw(key).label(f"key_{number}") for number, key in enumerate(keys)))
     rows = session.execute(marks).all()
     shown = [row[: -len(keys)] for row in rows[:limit]]
     following = cursor(rows[limit - 1][-len(keys) :]) if len(rows) > limit else None
@@ -78,8 +79,4 @@ def page(
 
 
 def _raw(key: Any) -> Any:
-    from sqlalchemy import BigInteger, type_coerce
-
-    from midflight.server.store.base import Instant
-
     return type_coerce(key, BigInteger()) if isinstance(key.type, Instant) else key

@@ -15,6 +15,7 @@ from midflight.server.domain import model as m
 from midflight.server.domain.reasons import Reason
 from midflight.server.domain.standing import standing
 from midflight.server.store import convert, events
+from midflight.server.store.base import to_micros
 from midflight.server.store.bulk import Place
 from midflight.server.store.fleet import Fleet
 from midflight.server.store.policies import Membership
@@ -88,7 +89,7 @@ def _action(fleet: Fleet, row: Membership, action: offers.Action) -> Action:
     live = fleet.live[action.deployment]
     # A device that may try again after a failure was offered anew, and so gets a new action.
     attempt = row.offered or live.deployment.created
-    number = (attempt - _EPOCH) // timedelta(seconds=1)
+    number = to_micros(attempt)
     return Action(
         id=f"{action.deployment}.{action.kind.value}.{number}",
         kind=action.kind.value,

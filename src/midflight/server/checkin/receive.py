@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from midflight.patch.signature import Signer
@@ -23,7 +24,7 @@ from midflight.server.checkin.standing import load_device, place_of, settle
 from midflight.server.settings import Settings
 from midflight.server.store import invalidate
 from midflight.server.store.base import from_micros, to_micros
-from midflight.server.store.database import Database
+from midflight.server.store.database import Database, lost_a_race
 from midflight.server.store.devices import Answer as AnswerRow
 from midflight.server.store.devices import Device
 from midflight.server.store.fleet import Fleet, FleetCache
@@ -108,7 +109,7 @@ class CheckIns:
         if self._nothing_new(message, row, now):
             answer = Answer(pace.interval(row.interval_s, seen, now, self._random))
         else:
-            answer = self._news(request, message, seen, now)
+            answer = self._retried(request, message, seen, now)
         self.presence.seen(request.device, request.sequence, now)
         return encode_answer(answer)
 
@@ -134,6 +135,15 @@ class CheckIns:
             and row.until > to_micros(now)
             and not row.regroup
         )
+
+    def _retried(self, request: DeviceRequest, message: CheckIn, seen: datetime, now: datetime) -> Answer:
+        for attempt in range(3):
+            try:
+                return self._news(request, message, seen, now)
+            except DBAPIError as error:
+                if attempt == 2 or not lost_a_race(error):
+                    raise
+        raise AssertionError("unreachable")
 
     def _news(self, request: DeviceRequest, message: CheckIn, seen: datetime, now: datetime) -> Answer:
         with self.database.write() as session:

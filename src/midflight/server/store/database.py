@@ -13,12 +13,22 @@ from typing import Any, TypeVar
 import orjson
 from sqlalchemy import Engine, Select, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from midflight.errors import InputError, MidflightError
+from midflight.server.store import meta
 
 Query = TypeVar("Query", bound=Select[Any])
+
+
+_TRY_AGAIN = ("40001", "40P01")
+"""SQLSTATE of a transaction that lost against another one (serialization failure, deadlock)."""
+
+
+def lost_a_race(error: DBAPIError) -> bool:
+    """Whether the same transaction may well succeed when it is tried again."""
+    return getattr(error.orig, "sqlstate", None) in _TRY_AGAIN
 
 
 class DatabaseError(MidflightError):
@@ -51,6 +61,7 @@ class Database:
         self.sqlite = parsed.drivername == "sqlite"
         self.engine = self._sqlite(connections) if self.sqlite else self._postgresql(connections)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        event.listen(self._sessions, "before_commit", meta.write_stamps)
 
     def _sqlite(self, connections: int) -> Engine:
         engine = create_engine(

@@ -18,15 +18,22 @@ from midflight.server.store.policies import Compliance, Deployment
 
 _LOCKED = (
     "WITH locked AS (SELECT device_id FROM answer WHERE device_id IN ({devices}) ORDER BY device_id FOR UPDATE)"
-    " UPDATE answer SET until = 0 FROM locked WHERE answer.device_id = locked.device_id AND until <> 0"
+    " UPDATE answer SET {values} FROM locked WHERE answer.device_id = locked.device_id AND {changes}"
 )
-_PLAIN = "UPDATE answer SET until = 0 WHERE device_id IN ({devices}) AND until <> 0"
+_PLAIN = "UPDATE answer SET {values} WHERE device_id IN ({devices}) AND {changes}"
 
 
-def _mark(session: Session, devices: str, parameters: dict[str, object]) -> None:
-    sqlite = session.get_bind().dialect.name == "sqlite"
+def _mark(
+    session: Session,
+    devices: str,
+    parameters: dict[str, object],
+    values: str = "until = 0",
+    changes: str = "until <> 0",
+) -> None:
+    statement = _PLAIN if session.get_bind().dialect.name == "sqlite" else _LOCKED
     session.flush()
-    session.execute(text((_PLAIN if sqlite else _LOCKED).format(devices=devices)), parameters)
+    session.execute(text(statement.format(devices=devices, values=values, changes=changes)), parameters)
+    session.expire_all()
 
 
 def members(session: Session, deployment: str, up_to_ring: int | None = None, from_ring: int = 0) -> None:
@@ -48,10 +55,15 @@ def governed(session: Session, policy: str) -> None:
     _mark(session, "SELECT id FROM device WHERE policy_id = :policy", {"policy": policy})
 
 
+def everybody(session: Session) -> None:
+    """Every device that was told something to do."""
+    devices = "SELECT device_id FROM membership WHERE state IN ('offered', 'downloading', 'held', 'silent')"
+    _mark(session, devices, {})
+
+
 def regroup_all(session: Session) -> None:
     """Every device must look for its groups and policy again: a group or a policy's audience changed."""
-    session.flush()
-    session.execute(text("UPDATE answer SET regroup = true, until = 0 WHERE NOT regroup"))
+    _mark(session, "SELECT device_id FROM answer WHERE NOT regroup", {}, "regroup = true, until = 0", "NOT regroup")
 
 
 def lock(session: Session, ids: Sequence[str], skip_locked: bool = False) -> list[str]:
@@ -70,8 +82,8 @@ def compliance_of(session: Session, device: str) -> None:
     session.execute(update(Compliance).where(Compliance.device_id == device).values(until=_SOON))
 
 
-def content_changed(session: Session, contents: Sequence[str], now: datetime) -> None:
-    """Content was revoked or is gone: its deployments say something else from now on."""
+def content_changed(session: Session, contents: Sequence[str]) -> None:
+    """Content was revoked, edited or is gone: its deployments say something else from now on."""
     ids = session.query(Deployment.id, Deployment.policy_id).filter(Deployment.content_id.in_(contents)).all()
     for id, policy in sorted(tuple(row) for row in ids):
         members(session, id)

@@ -32,11 +32,21 @@ STAMPS = ("catalogue", "policies", "groups", "deployments", "holds")
 
 
 def bump(session: Session, *names: str) -> None:
-    """Say that something of these kinds was changed. Last thing in a transaction: it makes others wait."""
+    """Say that something of these kinds was changed. Written when the transaction is committed, as the last thing of
+    it: whoever changes the same kind waits for it, and must not hold anything that this one still wants."""
+    unknown = set(names) - set(STAMPS)
+    if unknown:
+        raise ValueError(f"no stamps {unknown}")
+    session.info.setdefault("stamps", set()).update(names)
+
+
+def write_stamps(session: Session) -> None:
+    """Write what :func:`bump` noted (called before each commit)."""
+    names = sorted(session.info.pop("stamps", ()))
+    if not names:
+        return
     session.flush()
-    for name in sorted(names):
-        if name not in STAMPS:
-            raise ValueError(f"no stamp {name}")
+    for name in names:
         done = session.execute(update(Stamp).where(Stamp.name == name).values(value=Stamp.value + 1))
         if not cast("CursorResult[Any]", done).rowcount:
             session.add(Stamp(name=name, value=1))

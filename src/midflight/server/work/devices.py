@@ -135,7 +135,7 @@ def _required(session: Session, places: dict[str, Place], fleet: Fleet) -> dict[
     """
     offering = {id: live for id, live in fleet.live.items() if live.plan.offers}
     begun = dict(
-        session.execute(select(Deployment.id, Deployment.first_offer).where(Deployment.id.in_(list(offering))))
+        session.execute(select(Deployment.id, Deployment.first_offer).where(Deployment.id.in_(list(offering)))).all()
     )
     found: dict[str, list[rules.Requirement]] = {}
     rows = session.scalars(

@@ -316,3 +316,11 @@ def _count_rings(
         if started and line.passed is None and index < after.ring:
             line.passed = now
         line.gate = after.reason.value if started and index == after.ring else ""
+
+
+def advance_policy(session: Session, policy: str, now: datetime) -> None:
+    """Let all deployments of a policy follow an edit of it in the same transaction (a pause must hold at once)."""
+    fleet = FleetCache().get(session)
+    query = select(Deployment).where(Deployment.policy_id == policy, Deployment.live).order_by(Deployment.id)
+    for row in session.scalars(query.with_for_update()).all():
+        advance(session, row, fleet, now)

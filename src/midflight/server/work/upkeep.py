@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import text
 
 from midflight.server import catalogue, deployments
-from midflight.server.repository import published_catalog
+from midflight.server.repository import published_catalog, renew
 from midflight.server.settings import Settings
 from midflight.server.store import meta
 from midflight.server.store.base import to_micros
@@ -69,6 +69,11 @@ def claim_task(session: object, name: str, now: datetime, every: timedelta) -> b
         return False
     row.value = str(to_micros(now))
     return True
+
+
+def renew_repository(settings: Settings, now: datetime) -> datetime | None:
+    """Sign the repository's timestamp and snapshot anew where that is due. Returns when to call again."""
+    return renew(settings, now)
 
 
 def prune(database: Database, settings: Settings, now: datetime) -> int:
