@@ -6,8 +6,8 @@ import importlib
 import sys
 
 ALL = ("stopped", "command", "call", "build", "many", "agent")
-LONG = ("match",)
-"""Fetched and built from Debian's archive; only when named."""
+LONG = ("match", "simulation")
+"""Minutes each (the first builds packages from Debian's archive); only when named."""
 
 
 def main(names: list[str]) -> int:

@@ -84,6 +84,12 @@ def test_each_obstacle_is_named() -> None:
     assert decide(Standing({}), [plan()], OPEN, NOW).actions == ()
 
 
+def test_a_success_still_counts_when_something_newer_has_replaced_it() -> None:
+    applied = {"dep": Membership(0, DeviceState.APPLIED, Reason.APPLIED)}
+    verdict = decide(Standing(applied, fixed=frozenset({"hotpatch-2"})), [plan()], OPEN, NOW).verdicts["dep"]
+    assert (verdict.state, verdict.reason) == (DeviceState.APPLIED, Reason.SUPERSEDED)
+
+
 def test_what_failed_here_is_not_offered_again_until_a_person_says_so() -> None:
     failed = {"dep": Membership(0, DeviceState.FAILED, Reason.APPLY_FAILED)}
     assert decide(Standing(failed), [plan()], OPEN, NOW) == offers.Decision((), {})

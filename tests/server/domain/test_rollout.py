@@ -218,6 +218,16 @@ def test_an_audience_without_devices_waits_and_says_so() -> None:
     assert advance(it, situation({P: 1}, {}, {}), NOW)[0].effective is Effective.OFFERING
 
 
+def test_the_soak_is_not_prolonged_by_those_who_come_late() -> None:
+    members = [(1, A, NOW + n * HOUR) for n in range(4)] + [(0, A, NOW), (2, P, NOW)]
+    counted = rollout.tally(members, THREE)
+    # the sample of two was complete after an hour, and an hour of soak later the gate passes
+    it, _ = advance(running(), replace(situation(), tallies=counted), NOW + 1.9 * HOUR)
+    assert (it.ring, it.reason) == (1, Reason.SOAKING)
+    it, _ = advance(it, replace(situation(), tallies=counted), NOW + 2 * HOUR)
+    assert it.ring == 2
+
+
 STATES = st.sampled_from([A, A, A, F, S, P, DeviceState.OFFERED, DeviceState.INELIGIBLE])
 
 
@@ -235,7 +245,7 @@ class Rollout(RuleBasedStateMachine):
         self.ended = False
 
     def _situation(self) -> Situation:
-        counted = rollout.tally([(ring, state, since) for ring, state, since in self.devices], 3)
+        counted = rollout.tally(self.devices, THREE)
         running = sum(state is A for _, state, _ in self.devices)
         return Situation(self.content, self.policy, counted, running=running)
 
@@ -270,7 +280,7 @@ class Rollout(RuleBasedStateMachine):
         able = [state for state, _ in mine if state is not DeviceState.INELIGIBLE]
         assert len(good) + bad >= min(THREE[ring].gate.min_sample, len(able))
         assert good or accepted
-        assert all(self.now - since >= HOUR for since in good)
+        assert all(self.now - since >= HOUR for since in sorted(good)[: THREE[ring].gate.min_sample])
         if ring < 2:
             assert bad - accepted <= (0, 1)[ring]
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
@@ -167,10 +167,15 @@ def test_silence_is_noticed_in_time_and_waiting_for_a_window_is_no_silence() -> 
     assert memberships.silence(replace(OFFERED, state=A), NOW, gate, NOW + 9 * DAY) is None
 
 
-@given(st.sampled_from(Result), st.datetimes(datetime(2000, 1, 1), datetime(2050, 1, 1)))
-def test_a_devices_clock_moves_nothing_before_the_offer_or_into_the_future(result: Result, at: datetime) -> None:
-    after = memberships.report(OFFERED, result, at.replace(tzinfo=NOW.tzinfo), NOW + HOUR)
-    assert after.since is not None and NOW <= after.since <= NOW + HOUR
+def test_who_was_not_there_when_its_ring_began_is_not_waited_for_and_no_failure() -> None:
+    gate = Gate(silence_after=DAY)
+    waiting = Membership(1)
+    assert memberships.silence(waiting, NOW - HOUR, gate, NOW + 9 * DAY) is None
+    assert memberships.silence(waiting, NOW - HOUR, gate, NOW + DAY, opened=NOW) is None
+    assert memberships.silence(waiting, NOW + HOUR, gate, NOW + 9 * DAY, opened=NOW) is None
+    absent = memberships.silence(waiting, NOW - HOUR, gate, NOW + DAY + HOUR, opened=NOW)
+    assert absent is not None and absent.reason is Reason.ABSENT
+    assert judge(gate, RingTally({absent.state: 1, A: 1}, NOW), NOW, NOW + DAY).outcome is Outcome.PASS
 
 
 def test_a_membership_follows_its_verdicts_and_says_when_nothing_changed() -> None:
@@ -182,8 +187,8 @@ def test_a_membership_follows_its_verdicts_and_says_when_nothing_changed() -> No
     )
     begun = memberships.follow(offered, Verdict(DeviceState.OFFERED, Reason.OFFERED_IN_WINDOW), NOW + HOUR)
     assert begun is not None and begun.offered == NOW and begun.since == NOW + HOUR
-    failed = memberships.report(begun, Result.CRASHED, NOW, NOW + 2 * HOUR)
-    assert failed.state is F and Result.CRASHED in memberships.BARS
+    failed = memberships.report(begun, Result.CRASHED, NOW + 2 * HOUR)
+    assert failed.state is F and failed.since == NOW + 2 * HOUR and Result.CRASHED in memberships.BARS
     again = memberships.retry(failed, NOW + DAY)
     assert again is not None and again.state is P and again.offered is None
     assert memberships.retry(again, NOW) is None

@@ -219,6 +219,6 @@ def _follow(session: Session, device: Device, report: Report, result: rules.Resu
     if row is None:
         return
     given = convert.reason_of(report.reason) if report.reason in Reason._value2member_map_ else None
-    after = rules.report(convert.membership_of(row), result, report.at, now, given, report.detail)
+    after = rules.report(convert.membership_of(row), result, now, given, report.detail)
     row.state, row.reason, row.detail = after.state.value, after.reason.value, after.detail
     row.since = after.since or now

@@ -50,13 +50,12 @@ class Catalogue:
     def fixed_by(self, device: Device, content: Content) -> Content | None:
         """What on this device contains the fix of a content: a hotpatch that runs everywhere, or its baseline; or None.
 
-        Hotpatches are cumulative since their baseline, and a baseline contains every fix of lower sequence.
+        Hotpatches are cumulative since their baseline, and a baseline contains every fix of lower sequence. So a
+        hotpatch can contain more than a baseline that is not installed: that one would take fixes away.
         """
         baseline = self.installed(device, content.package)
         if baseline is not None and baseline.sequence >= content.sequence:
             return baseline
-        if content.kind is ContentKind.BASELINE:
-            return None
         for patch in device.patches:
             running = self.contents.get(patch.content)
             if (

@@ -3,7 +3,7 @@
 - It needs its minimum sample, and among that at least one success (or a person's word): nothing follows from nothing.
 - Silence after the offer counts as failure, as does a failed health check; being ineligible, held or excluded does not.
 - Beyond a limit it halts at once, and so does a gate that has passed when failures come late.
-- The soak runs from the last success.
+- The soak runs from the success that completed the sample.
 
 (Lessons of hawkBit's thresholds, which pass rings nobody answered in, and of Graph's monitoring rules without a
 sample.)
@@ -96,7 +96,7 @@ def judge(gate: Gate, tally: RingTally, since: datetime, now: datetime, accepted
     answered = good + bad(gate, tally)
     if answered < sample or good + accepted < 1:
         return Judgement(Outcome.WAIT, Reason.AWAITING_SAMPLE, f"{answered} of {sample} answered")
-    until = max(since, tally.last_success or since) + gate.soak
+    until = max(since, tally.sampled or since) + gate.soak
     if now < until:
         return Judgement(Outcome.WAIT, Reason.SOAKING, f"until {until:%Y-%m-%d %H:%M %Z}")
     return Judgement(Outcome.PASS)

@@ -68,32 +68,44 @@ def follow(membership: Membership, verdict: Verdict, now: datetime) -> Membershi
 
 
 def report(
-    membership: Membership, result: Result, at: datetime, now: datetime, reason: Reason | None = None, detail: str = ""
+    membership: Membership, result: Result, now: datetime, reason: Reason | None = None, detail: str = ""
 ) -> Membership:
     """The membership after a device reported a result.
+
+    It stands so since the server heard of it: a device's clock may be wrong, and must not shorten a gate's soak.
 
     Args:
         membership: before.
         result: what it reports.
-        at: when it happened, by the device's clock, which may be wrong: never taken to be later than now, nor before
-            the offer.
         now: the time.
         reason: the device's own reason, where it gives one (eligibility).
         detail: its words.
     """
     state, usual = _AFTER[result]
-    moment = min(at, now)
-    if membership.offered is not None:
-        moment = max(moment, membership.offered)
-    return replace(membership, state=state, reason=reason or usual, detail=detail, since=moment)
+    return replace(membership, state=state, reason=reason or usual, detail=detail, since=now)
 
 
-def silence(membership: Membership, last_seen: datetime | None, gate: Gate, now: datetime) -> Membership | None:
-    """The membership of a device that has fallen silent; None: it has not.
+def silence(
+    membership: Membership, last_seen: datetime | None, gate: Gate, now: datetime, opened: datetime | None = None
+) -> Membership | None:
+    """The membership of a device that has fallen silent or was never there; None: neither.
 
     Silent is who was offered the content and has not been seen since for so long, and who checks in but leaves
     unanswered what it was told to begin. Whoever waits for its window, and says so by checking in, is not silent.
+    Absent is who has not been seen since its ring began: it was offered nothing, so it is no failure, and the gate's
+    sample is taken without it. Both are offered the content when they come back.
+
+    Args:
+        membership: of the device.
+        last_seen: when the device was last heard of.
+        gate: of its ring.
+        now: the time.
+        opened: when its ring began; None: it has not, or that does not matter any more.
     """
+    if membership.state is DeviceState.PENDING and opened is not None:
+        if (last_seen is None or last_seen < opened) and now - opened > gate.silence_after:
+            return replace(membership, state=DeviceState.INELIGIBLE, reason=Reason.ABSENT, detail="", since=now)
+        return None
     if membership.state not in _OPEN or membership.offered is None:
         return None
     heard = max(membership.offered, last_seen or membership.offered)
@@ -102,9 +114,8 @@ def silence(membership: Membership, last_seen: datetime | None, gate: Gate, now:
     unanswered = due and now - (membership.since or membership.offered) > gate.silence_after
     if not gone and not unanswered:
         return None
-    detail = (
-        "not seen since the offer" if gone and heard == membership.offered else f"last seen {heard:%Y-%m-%d %H:%M %Z}"
-    )
+    never = gone and heard == membership.offered
+    detail = "not seen since the offer" if never else f"last seen {heard:%Y-%m-%d %H:%M %Z}"
     return replace(membership, state=DeviceState.SILENT, reason=Reason.SILENT, detail=detail, since=now)
 
 

@@ -300,7 +300,7 @@ class Gate:
     """A device that was offered and does not report for so long (outside of its window it need not) is silent."""
     silence_is_failure: bool = True
     soak: timedelta = timedelta(hours=1)
-    """From the ring's last success (or, without any, from its begin) until the gate passes."""
+    """From the success that completed the sample until the gate passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,13 +443,19 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class RingTally:
-    """How a ring stands: devices by state, and the times that its gate needs."""
+    """How a ring stands: devices by state, and the time that its gate needs."""
 
     states: Mapping[DeviceState, int] = field(default_factory=dict)
-    last_success: datetime | None = None
+    sampled: datetime | None = None
+    """When the ``min_sample``-th device (in order of time, by the server's clock) became ``applied``, which completed
+    the sample; with fewer, the last of them; without any, None. Not the last success of all: in a ring of thousands
+    somebody comes back every minute, and the soak would never end (docs/adr/0072)."""
 
     def count(self, *states: DeviceState) -> int:
-        return sum(self.states.get(state, 0) for state in states)
+        total = 0
+        for state in states:
+            total += self.states.get(state, 0)
+        return total
 
     @property
     def members(self) -> int:

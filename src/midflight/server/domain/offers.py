@@ -112,6 +112,8 @@ NOTHING = Decision()
 _APPLIED = Verdict(DeviceState.APPLIED, Reason.APPLIED)
 _AWAITING_RING = Verdict(DeviceState.PENDING, Reason.AWAITING_RING)
 _SUPERSEDED = Verdict(DeviceState.SUPERSEDED, Reason.SUPERSEDED)
+# it was a success here, and still counts as one for the gates: otherwise a few old failures become a large share
+_APPLIED_BEFORE = Verdict(DeviceState.APPLIED, Reason.SUPERSEDED)
 _OUTSIDE = {
     reason: Verdict(DeviceState.EXCLUDED, reason)
     for reason in (Reason.EXCLUDED, Reason.NOT_IN_AUDIENCE, Reason.UNASSIGNED, Reason.POLICY_CONFLICT)
@@ -216,7 +218,7 @@ def _barrier(plan: Plan, membership: Membership, standing: Standing, superseded:
     if membership.state in _STAYS:
         return _UNCHANGED
     if content.id in standing.fixed:
-        return _SUPERSEDED
+        return _APPLIED_BEFORE if membership.state is DeviceState.APPLIED else _SUPERSEDED
     finding = standing.ineligible.get(content.id)
     if finding is not None:
         return Verdict(DeviceState.INELIGIBLE, finding.reason, finding.detail)

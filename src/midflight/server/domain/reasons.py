@@ -92,6 +92,7 @@ class Reason(StrEnum):
         "a known-bad combination: held until the safeguard is lifted or expires",
     )
     EXCLUDED = "excluded", _A, "in an excluded group; exclusion wins"
+    ABSENT = "absent", _D, "has not been seen since its ring began; no answer of it is waited for"
     SILENT = "silent", _D, "was offered it and has not reported since"
     SUPERSEDED = "superseded", _M, "newer content replaces it"
     DEVICE_DISABLED = "device_disabled", _A, "the device is disabled"

@@ -7,7 +7,7 @@ state follows at the next :func:`advance`. Only :func:`resume` takes back what a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -307,15 +307,18 @@ def offers(deployment: Deployment) -> bool:
     return deployment.effective in (Effective.OFFERING, Effective.DONE)
 
 
-def tally(members: Sequence[tuple[int | None, DeviceState, datetime | None]], rings: int) -> list[RingTally]:
+def tally(members: Iterable[tuple[int | None, DeviceState, datetime | None]], rings: Sequence[Ring]) -> list[RingTally]:
     """The tallies of a deployment from its members: ring, state and since when. (A database counts by itself.)"""
-    states: list[dict[DeviceState, int]] = [{} for _ in range(rings)]
-    last: list[datetime | None] = [None] * rings
+    states: list[dict[DeviceState, int]] = [{} for _ in rings]
+    successes: list[list[datetime]] = [[] for _ in rings]
     for ring, state, since in members:
-        if ring is None or ring >= rings:
+        if ring is None or ring >= len(rings):
             continue
         states[ring][state] = states[ring].get(state, 0) + 1
-        newest = last[ring]
-        if state is gates.GOOD and since is not None and (newest is None or since > newest):
-            last[ring] = since
-    return [RingTally(s, t) for s, t in zip(states, last, strict=True)]
+        if state is gates.GOOD and since is not None:
+            successes[ring].append(since)
+    found = []
+    for each, counted, times in zip(rings, states, successes, strict=True):
+        first = sorted(times)[: each.gate.min_sample]
+        found.append(RingTally(counted, first[-1] if first else None))
+    return found

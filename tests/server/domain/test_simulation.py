@@ -1,0 +1,184 @@
+"""The simulation in small: a year without a violation, and a checker that notices each rule that is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from bench.simulation.world import World
+from midflight.server.domain import (
+    approvals,
+    audience,
+    compliance,
+    deadlines,
+    gates,
+    memberships,
+    offers,
+    rollout,
+    safeguards,
+    standing,
+)
+from midflight.server.domain.catalogue import Catalogue
+from midflight.server.domain.model import DeviceState, Effective, Interval
+from midflight.server.domain.reasons import Reason
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def test_a_year_of_a_thousand_devices_breaks_no_promise() -> None:
+    world = World(1000, 365)
+    world.run()
+    assert world.checker.violations == {}, world.checker.examples
+    # and it was a year in which something happened
+    checks = world.checker.checks
+    assert checks["apply"] > 8000 and checks["gate"] > 120 and checks["compliance"] > 40_000
+    halted = {content for content, published in world.published.items() if published.halts}
+    assert {"h-20", "h-30", "h-80"} <= halted
+    for bad in ("h-20", "h-80"):
+        assert world.published[bad].reached < 100
+    assert all(world.published[good].reached > 500 for good in ("base-10", "h-25", "base-40", "h-85", "h-120"))
+    assert (
+        "nginx-1" in world.checker.revoked and world.published["nginx-1"].reached < world.published["nginx-2"].reached
+    )
+    assert any("5.10.0-30-amd64" in note for note in world.scenario.notes)
+    shares = [overview.share for _, overview in world.compliance]
+    assert max(shares) > 0.95 and world.exposure > 0
+    stuck = [
+        (live.deployment.id, live.deployment.reason)
+        for live in world.live.values()
+        if live.deployment.effective in (Effective.HALTED, Effective.REVERTING)
+    ]
+    assert stuck == []
+
+
+def _swap(module: Any, name: str, make: Callable[[Any], Any]) -> Patch:
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, name, make(getattr(module, name)))
+
+    return patch
+
+
+def _exclusion_loses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def outside(chosen: Any, groups: frozenset[str]) -> Reason | None:
+        return Reason.NOT_IN_AUDIENCE if chosen.groups.isdisjoint(groups) else None
+
+    monkeypatch.setattr(audience, "outside", outside)
+    monkeypatch.setattr(standing, "not_for", lambda *_: None)
+
+
+def _bars_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = offers._barrier
+    monkeypatch.setattr(offers, "_STAYS", ())
+    monkeypatch.setattr(offers, "_barrier", lambda p, m, s, n: true(p, m, replace(s, bars=frozenset()), n))
+
+
+def _fixes_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standing, "runs", lambda *_: False)
+    monkeypatch.setattr(Catalogue, "fixed_by", lambda *_: None)
+
+
+def _revocation_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, advance = offers.compile_plan, rollout.advance
+    monkeypatch.setattr(offers, "compile_plan", lambda d, p, c: plan(d, p, replace(c, revoked=None)))
+
+    def deaf(deployment: Any, situation: Any, now: datetime) -> Any:
+        return advance(deployment, replace(situation, content=replace(situation.content, revoked=None)), now)
+
+    monkeypatch.setattr(rollout, "advance", deaf)
+
+
+def _resumes_by_itself(true: Any) -> Any:
+    def advance(deployment: Any, situation: Any, now: datetime) -> Any:
+        after, changes = true(deployment, situation, now)
+        if deployment.effective is Effective.HALTED:
+            after = rollout.resume(deployment, situation, now)
+            changes = [rollout.Transition(now, Effective.HALTED, after.effective, after.reason)]
+        return after, changes
+
+    return advance
+
+
+def _any_time(true: Any) -> Any:
+    always = timedelta(hours=1)
+    return lambda plan, member, spans, now: true(plan, member, (Interval(now - always, now + always),), now)
+
+
+def _any_ring(true: Any) -> Any:
+    return lambda p, m, s, n: true(p, replace(m, ring=0), s, n)
+
+
+def _no_soak(true: Any) -> Any:
+    return lambda gate, *more: true(replace(gate, soak=timedelta(0)), *more)
+
+
+def _fresh(true: Any) -> Any:
+    return lambda device, g, needs, c, now: true(replace(device, last_seen=now), g, needs, c, now)
+
+
+def _at_once(true: Any) -> Any:
+    return lambda policy, staged, *_: deadlines.Restart(staged + timedelta(hours=6))
+
+
+def _reverting(true: Any) -> Any:
+    return lambda d, p, c: replace(true(d, p, c), reverts=d.effective is Effective.DONE)
+
+
+def _nothing(true: Any) -> Any:
+    return lambda *_: None
+
+
+def _never_stopped(true: Any) -> Any:
+    return lambda deployment: deployment.effective is not Effective.SCHEDULED
+
+
+PASS = gates.Judgement(gates.Outcome.PASS)
+STOPPED = "what is paused, halted or stopped offers nothing"
+ORDERED = "reverts are ordered, and only where it runs"
+BEYOND = "beyond its limit it halts by itself"
+MUTANTS: list[tuple[str, str, int, Patch]] = [
+    ("exclusion loses", "exclusion wins", 60, _exclusion_loses),
+    ("windows are always open", "nothing begins outside the window", 20, _swap(offers, "_offer", _any_time)),
+    ("gates pass at once", "a gate has its sample", 20, _swap(gates, "judge", lambda _: lambda *_: PASS)),
+    ("gates do not soak", "a gate soaks", 20, _swap(gates, "judge", _no_soak)),
+    ("gates never halt", BEYOND, 60, _swap(gates, "beyond", _nothing)),
+    ("silence is not noticed", BEYOND, 60, _swap(memberships, "silence", _nothing)),
+    ("halted offers", STOPPED, 80, _swap(rollout, "offers", _never_stopped)),
+    ("pauses end at once", STOPPED, 80, _swap(deadlines, "paused", lambda _: lambda *_: False)),
+    ("a gate resumes", "only a person resumes what a gate halted", 60, _swap(rollout, "advance", _resumes_by_itself)),
+    ("revocation is not heard", "what is revoked offers nothing", 40, _revocation_is_not_heard),
+    ("rings do not wait", "no ring before the gate of the ring before it", 20, _swap(offers, "_barrier", _any_ring)),
+    ("nothing needs approval", "approvals and their delays", 20,
+     _swap(approvals, "content_approved", lambda _: lambda *_: approvals.APPROVED)),
+    ("one person is enough", "two persons approve the fourth ring", 40,
+     _swap(approvals, "ring_approved", lambda _: lambda *_: approvals.APPROVED)),
+    ("bars are forgotten", "what failed on a device is barred there", 90, _bars_are_forgotten),
+    ("holds are forgotten", "held combinations are not offered", 90,
+     _swap(safeguards, "holding", _nothing)),
+    ("everything fits", "only the baselines it was made for", 60, _swap(standing, "ineligible", _nothing)),
+    ("fixes are not seen", "nothing is applied twice or downgraded", 60,
+     _fixes_are_not_seen),
+    ("reverts nobody ordered", ORDERED, 80, _swap(offers, "compile_plan", _reverting)),
+    ("restarts at once", "restarts keep to the window", 20, _swap(deadlines, "restart", _at_once)),
+    ("stale is compliant", "stale is not compliant", 60, _swap(compliance, "evaluate", _fresh)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "promise", "days", "patch"), MUTANTS, ids=[mutant[0] for mutant in MUTANTS])
+def test_the_checker_notices_a_broken_rule(
+    name: str, promise: str, days: int, patch: Patch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch(monkeypatch)
+    world = World(300, days)
+    world.run(until=promise)
+    assert promise in world.checker.violations, (name, world.checker.violations)
+
+
+def test_without_a_mutant_the_same_small_fleet_breaks_nothing() -> None:
+    world = World(300, 90)
+    world.run()
+    assert world.checker.violations == {}, world.checker.examples
+    assert DeviceState.APPLIED in {s for live in world.live.values() for tally in live.tallies for s in tally}
