@@ -177,7 +177,7 @@ def rings(deployment: str, session: DbSession, _actor: Reader) -> list[RingView]
             tally=line.tally,
             opened=line.opened,
             passed=line.passed,
-            last_success=line.last_success,
+            sampled=line.sampled,
             gate=why(line.gate, row.detail) if line.gate else None,
             counted=line.counted,
         )

@@ -76,7 +76,7 @@ class RingView(BaseModel):
     tally: dict[str, int]
     opened: datetime | None
     passed: datetime | None
-    last_success: datetime | None
+    sampled: datetime | None
     gate: Why | None
     counted: datetime
 

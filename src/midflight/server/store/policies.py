@@ -80,7 +80,8 @@ class DeploymentRing(Base):
     name: Mapped[str]
     tally: Mapped[dict[str, Any]]
     """Number of devices by state."""
-    last_success: Mapped[datetime | None]
+    sampled: Mapped[datetime | None]
+    """When the success came that completed the gate's sample."""
     opened: Mapped[datetime | None]
     passed: Mapped[datetime | None]
     gate: Mapped[str]

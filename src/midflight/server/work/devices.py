@@ -1,4 +1,4 @@
-"""What time does to devices: silence after an offer, groups and policies after an edit, compliance that runs out."""
+"""What time does to devices: silence, absence, groups and policies after an edit, compliance that runs out."""
 
 from __future__ import annotations
 
@@ -25,50 +25,63 @@ _OPEN = (m.DeviceState.OFFERED.value, m.DeviceState.DOWNLOADING.value)
 
 
 def mark_silence(database: Database, cache: FleetCache, now: datetime) -> int:
-    """Find devices that fell silent after an offer; returns how many."""
+    """Find devices that fell silent after an offer, or were not there when their ring began; returns how many."""
     with database.read() as session:
         live = list(cache.get(session).live.values())
     count = 0
     for one in live:
-        if one.deployment.ring_since is None:
+        it, opened = one.deployment, one.deployment.ring_since
+        if opened is None:
             continue
         shortest = min(ring.gate.silence_after for ring in one.policy.rings)
         with database.read() as session:
+            # of the ring in progress alone: rings that have passed wait for nobody
+            absent = (
+                (Membership.state == m.DeviceState.PENDING.value)
+                & (Membership.ring == it.ring)
+                & (Presence.last_seen < opened)
+            )
+            silent = (
+                Membership.state.in_(_OPEN)
+                & (Membership.offered < now - shortest)
+                & ((Presence.last_seen < now - shortest) | (Membership.since < now - shortest))
+            )
             overdue = (
                 select(Membership.device_id)
                 .join(Presence, Presence.device_id == Membership.device_id)
                 .where(
-                    Membership.deployment_id == one.deployment.id,
-                    Membership.state.in_(_OPEN),
-                    Membership.offered < now - shortest,
-                    (Presence.last_seen < now - shortest) | (Membership.since < now - shortest),
+                    Membership.deployment_id == it.id,
+                    silent | absent if it.effective is m.Effective.OFFERING and opened < now - shortest else silent,
                 )
             )
             ids = sorted(session.scalars(overdue))
         for start in range(0, len(ids), CHUNK):
             with database.write() as session:
-                count += _silence(session, one.deployment.id, one.policy, ids[start : start + CHUNK], now)
+                count += _silence(session, it, one.policy, ids[start : start + CHUNK], now)
     return count
 
 
-def _silence(session: Session, deployment: str, policy: m.Policy, ids: Sequence[str], now: datetime) -> int:
+def _silence(session: Session, it: m.Deployment, policy: m.Policy, ids: Sequence[str], now: datetime) -> int:
     held = invalidate.lock(session, ids, skip_locked=True)
     rows = session.execute(
         select(Membership, Presence.last_seen)
         .join(Presence, Presence.device_id == Membership.device_id)
-        .where(Membership.deployment_id == deployment, Membership.device_id.in_(held))
+        .where(Membership.deployment_id == it.id, Membership.device_id.in_(held))
     )
     silent = []
     for row, last_seen in rows.all():
         if row.ring is None or row.ring >= len(policy.rings):
             continue
         gate = policy.rings[row.ring].gate
-        after = memberships.silence(convert.membership_of(row), last_seen, gate, now)
+        opened = it.ring_since if row.ring == it.ring else None
+        after = memberships.silence(convert.membership_of(row), last_seen, gate, now, opened)
         if after is None:
             continue
         row.state, row.reason, row.detail, row.since = after.state.value, after.reason.value, after.detail, now
         silent.append(row.device_id)
-        data = {"deployment": deployment, "detail": after.detail}
+        if after.state is not m.DeviceState.SILENT:
+            continue
+        data = {"deployment": it.id, "detail": after.detail}
         events.publish(session, "device.silent", data, subject=row.device_id, at=now)
     invalidate.devices(session, silent)
     return len(silent)

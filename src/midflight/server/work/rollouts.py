@@ -182,10 +182,11 @@ def _write_rings(session: Session, id: str, assigned: Mapping[str, int]) -> None
     invalidate.devices(session, held)
 
 
-def tallies(session: Session, id: str, count: int) -> list[m.RingTally]:
+def tallies(session: Session, id: str, rings: Sequence[m.Ring]) -> list[m.RingTally]:
     """How each ring stands."""
+    count = len(rings)
     states: list[dict[m.DeviceState, int]] = [{} for _ in range(count)]
-    last: list[datetime | None] = [None] * count
+    sampled: list[datetime | None] = [None] * count
     query = (
         select(Membership.ring, Membership.state, func.count(), func.max(Membership.since))
         .where(Membership.deployment_id == id, Membership.ring.is_not(None))
@@ -196,8 +197,22 @@ def tallies(session: Session, id: str, count: int) -> list[m.RingTally]:
             continue
         states[ring][m.DeviceState(state)] = number
         if state == m.DeviceState.APPLIED.value:
-            last[ring] = since if isinstance(since, datetime) else from_micros(since)
-    return [m.RingTally(one, at) for one, at in zip(states, last, strict=True)]
+            last = since if isinstance(since, datetime) else from_micros(since)
+            sample = rings[ring].gate.min_sample
+            sampled[ring] = last if number <= sample else _success(session, id, ring, sample)
+    return [m.RingTally(one, at) for one, at in zip(states, sampled, strict=True)]
+
+
+def _success(session: Session, id: str, ring: int, number: int) -> datetime | None:
+    """When the success of that number (from 1, in order of time) was; read off the index, however large the ring is."""
+    applied = m.DeviceState.APPLIED.value
+    return session.scalar(
+        select(Membership.since)
+        .where(Membership.deployment_id == id, Membership.ring == ring, Membership.state == applied)
+        .order_by(Membership.since)
+        .offset(number - 1)
+        .limit(1)
+    )
 
 
 def situation(session: Session, row: Deployment, live: Live, fleet: Fleet) -> rollout.Situation:
@@ -223,7 +238,7 @@ def situation(session: Session, row: Deployment, live: Live, fleet: Fleet) -> ro
             )
             or 0
         )
-    return rollout.Situation(content, live.policy, tallies(session, row.id, len(live.policy.rings)), newer, running)
+    return rollout.Situation(content, live.policy, tallies(session, row.id, live.policy.rings), newer, running)
 
 
 def live_of(session: Session, row: Deployment, fleet: Fleet) -> Live | None:
@@ -303,14 +318,14 @@ def _count_rings(
         line = known.get(index)
         if line is None:
             line = DeploymentRing(
-                deployment_id=row.id, ring=index, name=ring.name, tally={}, last_success=None, opened=None,
+                deployment_id=row.id, ring=index, name=ring.name, tally={}, sampled=None, opened=None,
                 passed=None, gate="", counted=now,
             )  # fmt: skip
             session.add(line)
         counts = {state.value: number for state, number in sorted(tally.states.items())}
         if dict(line.tally) != counts:
             line.tally = counts
-        line.last_success, line.counted = tally.last_success, now
+        line.sampled, line.counted = tally.sampled, now
         if started and line.opened is None and index <= after.ring:
             line.opened = now
         if started and line.passed is None and index < after.ring:

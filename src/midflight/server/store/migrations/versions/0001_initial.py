@@ -347,7 +347,7 @@ def upgrade() -> None:
         sa.Column("ring", sa.BigInteger(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("tally", JSON, nullable=False),
-        sa.Column("last_success", sa.BigInteger(), nullable=True),
+        sa.Column("sampled", sa.BigInteger(), nullable=True),
         sa.Column("opened", sa.BigInteger(), nullable=True),
         sa.Column("passed", sa.BigInteger(), nullable=True),
         sa.Column("gate", sa.Text(), nullable=False),
