@@ -18,7 +18,16 @@ from midflight.image.pe import PeFile
 from tests.image.test_fuzz import damage, damaged
 from tests.image.windows import build_all
 
-IMAGES = ("program.exe", "stripped.exe", "library.dll", "forwards.dll", "plus.exe", "bare.dll", "metadata.dll")
+IMAGES = (
+    "program.exe",
+    "stripped.exe",
+    "library.dll",
+    "forwards.dll",
+    "plus.exe",
+    "bare.dll",
+    "metadata.dll",
+    "debug.dll",
+)
 OBJECTS = ("gcc.o", "plus.o", "clang.obj")
 FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 

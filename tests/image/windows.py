@@ -100,6 +100,7 @@ def build_all(where: Path) -> dict[str, Path]:
         ("x86_64-w64-mingw32-dlltool", "-d", "outside.def", "-l", "outside.lib"),
         (*CLANG, *split, "-c", "bare.c", "-o", "clang.obj"),
         (*link, "/out:bare.dll"),
+        (*link, "/debug", "/out:debug.dll"),
         (*link, "/out:forwards.dll", *(f"/export:{item}" for item in FORWARDS)),
         (GCC, "-c", "metadata.s", "-o", "metadata.o"),
         (GCC, "-nostdlib", "-shared", "-e", "DllMainCRTStartup", "metadata.o", "-o", "metadata.dll"),

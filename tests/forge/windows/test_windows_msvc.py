@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from iced_x86 import Decoder
 
+from midflight.errors import ImageError
 from midflight.forge.forge import ForgeRequest, RefusedWithFindings, forge
 from midflight.forge.model import Finding
 from midflight.image.pe import PeFile
@@ -182,3 +184,56 @@ def test_another_exception_table_is_another_baseline(where: Path, tmp_path: Path
 
 def places(findings: tuple[Finding, ...]) -> set[str]:
     return {item.symbol for item in findings if item.code in ("MF130", "MF131", "MF133")}
+
+
+MORE = r"""
+struct Error { int code; Error(int c) : code(c) {} };
+int more(int n) { if (n == 3) throw n; if (n == 4) throw Error(n); return n; }
+"""
+
+
+def test_what_is_thrown_is_told_by_the_name_of_its_type(tmp_path: Path) -> None:
+    """Two descriptions that differ in nothing but where they lead; the linker kept those of another object."""
+    source = {
+        **MSVC_CXX,
+        "more.cpp": MORE,
+        "Makefile": MSVC_CXX["Makefile"]
+        .replace("core.obj main", "more.obj core.obj main")
+        .replace("/debug:symtab", "/include:?more@@YAHH@Z"),
+    }
+    asked = request(tmp_path, source, THROWN)
+    target, _ = made(asked)
+    assert [function.name for function in target.functions] == ["?parse@@YAHPEBD@Z"]
+    plain = images(asked)[0]
+    data = bytearray(plain.read_bytes())
+    with PeFile.open(plain) as image:
+        assert not image.symbols()
+        function = target.functions[0].ranges[0]
+        used = {r.target for r in target.relocations if r.kind == "image"}
+        names = {at: thrown_type(image, at) for at in used}
+        whole, other = (next(at for at, name in names.items() if name == wanted) for wanted in (".H", ".?AUError@@"))
+        moved = 0
+        for item in Decoder(64, image.read_vaddr(function.vaddr, function.size), ip=function.vaddr):
+            if item.is_ip_rel_memory_operand and item.ip_rel_memory_address in (whole, other):
+                at = image.vaddr_to_offset(item.next_ip - 4)
+                assert at is not None
+                to = other if item.ip_rel_memory_address == whole else whole
+                struct.pack_into("<i", data, at, to - item.next_ip)
+                moved += 1
+    assert moved == 2
+    swapped = tmp_path / "prog.exe"
+    swapped.write_bytes(data)
+    with pytest.raises(RefusedWithFindings) as caught:
+        forge(replace(asked, running=swapped))
+    assert {f.code for f in caught.value.findings} <= {"MF130", "MF131", "MF133", "MF135"}
+
+
+def thrown_type(image: PeFile, info: int) -> str:
+    """The name of the type that a ThrowInfo at an RVA is about; "" when there is none."""
+    try:
+        array = int.from_bytes(image.read_vaddr(info + 12, 4), "little")
+        first = int.from_bytes(image.read_vaddr(array + 4, 4), "little")
+        type_ = int.from_bytes(image.read_vaddr(first + 4, 4), "little")
+        return image.read_vaddr(type_ + 16, 32).split(b"\0")[0].decode("ascii", "replace")
+    except ImageError:
+        return ""

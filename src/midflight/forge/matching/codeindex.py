@@ -140,7 +140,9 @@ class CodeIndex:
         self._by_length: dict[int, dict[Print, list[int]]] = {}
 
     def print_of(self, atom: Atom) -> Print:
-        return tokens(atom.data, atom.references, self.low, self.high)
+        # Of a function with handlers of exceptions behind it, run knows the end of each part.
+        data = atom.data[: atom.stretches[0].end] if len(atom.stretches) > 1 else atom.data
+        return tokens(data, atom.references, self.low, self.high)
 
     def print_at(self, vaddr: int) -> Print:
         if vaddr not in self._at:

@@ -8,7 +8,7 @@ See docs/adr/0030.
 
 from __future__ import annotations
 
-from midflight.forge.matching.facts import Id, Key, Sayers, What
+from midflight.forge.matching.facts import Contradiction, Id, Key, Sayers, What
 from midflight.forge.matching.prove import Prover, weight
 from midflight.forge.model import Atom, Place
 from midflight.image.model import Symbol
@@ -20,6 +20,8 @@ _DATA_BYTES = 4
 """The contents of data speak for a place when it is so large, and not zero."""
 _NEAR_PLACES = 4
 """A neighbour behind it speaks for its place when no more places than this would do (it may be aligned to more)."""
+_TYPE_DEPTH = 4
+"""From what is thrown to the types it can be caught as, each of them, and its name; and what that leads to."""
 _OFFSETS: tuple[What, ...] = ("tpoff", "tlsvalue")
 
 
@@ -104,7 +106,7 @@ class Evidence:
         if named:
             words.append(self._symbol_words(id_))
         count = named + self._references(prover.facts.values(id_, "address").get(vaddr, {}), words, key)
-        if _telling(atom):
+        if _telling(atom) or (_is_thrown(atom) and self._same_type(key, vaddr)):
             words.append("contents")
             count += 1
         beside = self._beside(key, vaddr)
@@ -112,6 +114,22 @@ class Evidence:
             words.append(f"beside {' and '.join(beside)}")
             count += len(beside)
         return Place(vaddr, atom.size, count, ", ".join(words)), named or count >= ENOUGH
+
+    def _same_type(self, key: Key, vaddr: int, depth: int = 0) -> bool:
+        """Whether all that the MSVC ABI says of a type that is thrown is the same in run, down to the type's name."""
+        if depth > _TYPE_DEPTH:
+            return False
+        try:
+            facts = self._prover.fitter.data(key, vaddr)
+        except Contradiction:
+            return False
+        for fact in facts:
+            place = self._names.place_of(fact.id) if fact.what == "address" else None
+            if place is None or self._names.atom(*place).kind not in ("rodata", "data"):
+                continue
+            if not self._same_type(place, fact.value, depth + 1):
+                return False
+        return True
 
     def _beside(self, key: Key, vaddr: int) -> list[str]:
         """Variables right before and after it in the object that are right before and after it in run."""
@@ -166,12 +184,15 @@ def _behind(end: int, atom: Atom) -> set[int]:
     return {-(-end // alignment) * alignment for alignment in (atom.alignment, atom.aligned)}
 
 
+def _is_thrown(atom: Atom) -> bool:
+    """Whether this says of a type that is thrown what it can be caught as (MSVC ABI: ThrowInfo, and what it names)."""
+    return bool(atom.name) and atom.kind == "rodata" and atom.section.startswith(".xdata")
+
+
 def _telling(atom: Atom) -> bool:
     """Whether the contents of some data speak for its place: zeros do not, nor does a byte or two."""
     if atom.kind == "string":
         return True  # whatever has these contents is this string, for all that a program can know
-    if atom.name and atom.section.startswith(".xdata"):
-        return True  # so it is with what the MSVC ABI says of a type that is thrown, down to the name of the type
     return len(atom.references) > 1 or (atom.size >= _DATA_BYTES and any(atom.data))
 
 
