@@ -40,6 +40,18 @@ def test_32_threads_that_do_nothing_else_than_run_the_function(tmp_path: Path) -
         cycle(target, path, 2)
 
 
+def test_memory_is_given_back_however_much_room_the_stacks_have(tmp_path: Path) -> None:
+    path = program(
+        tmp_path,
+        "static void *rest(void *p) { for (;;) { work(); nap(2000); } return p; }"
+        'int main(void) { begin(); spawn(rest, 128, 8 << 20); puts("ready"); ask(); }',
+    )
+    with Target.start(path) as target:
+        cycle(target, path, 1)
+        take(target)
+        assert ledgers(target) == [], "a GiB of stacks that nobody wrote to was taken for memory to be searched"
+
+
 def test_a_function_that_one_of_many_threads_never_leaves_is_named_with_its_thread(tmp_path: Path) -> None:
     path = program(
         tmp_path,

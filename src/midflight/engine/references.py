@@ -13,8 +13,10 @@ from midflight.engine.stackcheck import Range, StackCheck
 from midflight.errors import ProcessError
 from midflight.process.model import Mapping, Process
 
-# Reading more than this of a target's memory takes too long to be worth some KiB of it.
-_BUDGET = 64 << 20
+# Reading more than this of a target's memory takes too long to be worth some KiB of it; and so does asking what was
+# never written in more than that.
+_BUDGET = 512 << 20
+_LARGEST = 16 << 30
 _CHUNK = 1 << 20
 
 
@@ -49,14 +51,17 @@ def referred_to(
     """Whether writable memory outside of ``skip`` holds an address in one of ``ranges``; True when that is too costly
     to know. What stands beside the address ``table`` is the system's record of it, and does not count."""
     search = StackCheck(ranges, lambda _: None)
+    memory = list(_writable(process.maps(), skip))
+    if sum(m.end - m.start for m in memory) > _LARGEST:
+        return True
     left = _BUDGET
-    for m in _writable(process.maps(), skip):
-        left -= m.end - m.start
+    for start, end in (part for m in memory for part in process.touched(m)):
+        left -= end - start
         if left < 0:
             return True
-        for at in range(m.start, m.end, _CHUNK):
+        for at in range(start, end, _CHUNK):
             try:
-                data = process.read(at, min(_CHUNK, m.end - at))
+                data = process.read(at, min(_CHUNK, end - at))
             except ProcessError:
                 # A mapping that has just gone, or a device: what cannot be read cannot be excluded.
                 return True

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TypeVar
 
@@ -33,6 +34,8 @@ _ATTACH_PATIENCE = 1.0
 ENDED = "it ended"
 """How every reason of :meth:`LinuxProcess.untouchable` begins that says that there is nothing left to do."""
 _CALL_ROOM = 48 << 10
+_PAGE_IS_THERE = bytes(1 if value & 0xC0 else 0 for value in range(256))
+_RUN = re.compile(rb"\x01+")
 _ELF64_X86_64 = (2, 62)  # ELFCLASS64, EM_X86_64
 
 
@@ -108,6 +111,24 @@ class LinuxProcess:
                 f"process {self.pid} has no readable memory at {address + len(data):#x}; look at its maps"
             )
         return data
+
+    def touched(self, mapping: Mapping) -> Iterable[tuple[int, int]]:
+        """See :class:`~midflight.process.model.Process`: pages of anonymous memory that are neither present nor swapped
+        out were never written (Documentation/admin-guide/mm/pagemap.rst: bits 63, 62)."""
+        if mapping.inode:
+            return ((mapping.start, mapping.end),)
+        first, count = mapping.start // _PAGE, (mapping.end - mapping.start) // _PAGE
+        try:
+            with open(f"/proc/{self.view()}/pagemap", "rb", buffering=0) as file:
+                file.seek(first * 8)
+                data = file.read(count * 8)
+        except OSError:
+            return ((mapping.start, mapping.end),)
+        if len(data) != count * 8:
+            return ((mapping.start, mapping.end),)
+        # The highest byte of each entry; 0xC0 are the two bits.
+        used = data[7::8].translate(_PAGE_IS_THERE)
+        return ((mapping.start + m.start() * _PAGE, mapping.start + m.end() * _PAGE) for m in _RUN.finditer(used))
 
     def read_available(self, address: int, size: int) -> bytes:
         """Up to ``size`` bytes: as far as there is memory."""

@@ -6,7 +6,7 @@ Every method raises :class:`~midflight.errors.ProcessError` (one line: what, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -114,6 +114,10 @@ class Process(Protocol):
 
     def read(self, address: int, size: int) -> bytes:
         """Exactly ``size`` bytes."""
+
+    def touched(self, mapping: Mapping) -> Iterable[tuple[int, int]]:
+        """The parts of a mapping, as (start, end) in order, that may hold something; where the system does not tell
+        what was never written, the whole."""
 
     def write(self, address: int, data: bytes) -> None:
         """Write whatever the page protection is (private copy-on-write pages only)."""

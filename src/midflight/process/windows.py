@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from types import TracebackType
 
@@ -124,6 +124,10 @@ class WindowsProcess:
         """The end of the region that holds an address; the address itself where nothing is."""
         region = self._query(address)
         return address if region is None or region.state == w.MEM_FREE else int(region.base + region.size)
+
+    def touched(self, mapping: Mapping) -> Iterable[tuple[int, int]]:
+        """See :class:`~midflight.process.model.Process`: what a program has not committed is no mapping here."""
+        return ((mapping.start, mapping.end),)
 
     def read(self, address: int, size: int) -> bytes:
         """Exactly ``size`` bytes."""
