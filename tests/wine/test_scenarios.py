@@ -32,8 +32,8 @@ def test_apply_and_revert_with_the_commands(threads: int) -> None:
 @pytest.mark.parametrize("program", ["threads.exe", "hotprologue.exe"])
 def test_hot_functions_are_patched_and_reverted_under_way(program: str) -> None:
     hotpatch = load("both2" if program == "threads.exe" else "hotstrict")
-    with Target(program, "6", "hot") as target:
-        for _ in range(5):
+    with Target(program, "4", "hot") as target:
+        for _ in range(3):
             applied(target, hotpatch)
             assert target.ask() == "2 20 0"
             reverted(target)
@@ -42,7 +42,7 @@ def test_hot_functions_are_patched_and_reverted_under_way(program: str) -> None:
 
 
 def test_hotpatchable_entries_are_switched_without_a_stop() -> None:
-    with Target("hotprologue.exe", "6", "hot") as target:
+    with Target("hotprologue.exe", "3", "hot") as target:
         done = midflight("apply", hotpatch_file("hotpatch2"), "--pid", str(target.pid), *TRUST, "--json").json
         assert (done["processes"][0]["stopped"], done["processes"][0]["attempts"]) == (0.0, 0)
         assert target.ask() == "2 20 0"
@@ -50,7 +50,7 @@ def test_hotpatchable_entries_are_switched_without_a_stop() -> None:
         assert {f["trampoline"] for f in shown["hotpatches"][0]["functions"]} == {"hotpatch"}
         assert "not at all" in midflight("status", "--pid", str(target.pid)).out
         clean(target)
-        for _ in range(20):
+        for _ in range(5):
             reverted(target)
             assert applied(target, load("hotpatch2")).attempts == 0
         assert target.ask() == "2 20 0"

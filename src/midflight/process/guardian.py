@@ -1,5 +1,9 @@
-"""The guardian: ``python -m midflight.process.guardian PID`` waits for the end of an engine on Windows, and resumes the
-threads that it held still when it was killed. One is started by an engine before its first stop, and ends with it.
+"""The guardian: ``python -m midflight.process.guardian PID START`` waits for the end of an engine on Windows, and
+resumes the threads that it held still when it was killed. One is started by an engine before its first stop, and ends
+with it.
+
+An engine whose stop does not end is ended by it: Windows may keep GetThreadContext waiting for a thread without a limit
+(one that a driver holds, say), and no target is to stand still for that.
 """
 
 from __future__ import annotations
@@ -9,9 +13,14 @@ import sys
 
 from midflight.errors import MidflightError, ProcessError
 from midflight.process import suspended
-from midflight.process.win32 import FOREVER, PROCESS_READ, api, open_process
+from midflight.process.win32 import PROCESS_READ, PROCESS_TERMINATE, api, open_process
 
 _DETACHED = 0x00000008 | 0x00000200  # DETACHED_PROCESS, CREATE_NEW_PROCESS_GROUP: no Ctrl-C of ours reaches it
+LONGEST_STOP = 10.0
+"""Seconds after which a stop is one that does not end: ten times as long as one may take to find all threads still."""
+STUCK = 71
+"""The exit status of an engine that was ended for that (EX_OSERR of sysexits.h)."""
+_LOOK_EVERY = 1000
 _started: subprocess.Popen[bytes] | None = None
 _watching = False
 
@@ -56,13 +65,14 @@ def main() -> int:
     """Wait for the process named, and let go what it left."""
     owner = int(sys.argv[1]), int(sys.argv[2])
     try:
-        handle = open_process(owner[0], PROCESS_READ)
+        handle = open_process(owner[0], PROCESS_READ | PROCESS_TERMINATE)
     except MidflightError:
         handle = 0
     sys.stdout.write("watching\n")
     sys.stdout.flush()
-    if handle:
-        api().WaitForSingleObject(handle, FOREVER)
+    while handle and api().WaitForSingleObject(handle, _LOOK_EVERY) != 0:
+        if suspended.longest(owner) > LONGEST_STOP:
+            api().TerminateProcess(handle, STUCK)
     for path in suspended.left(owner=owner):
         suspended.release(path)
     return 0

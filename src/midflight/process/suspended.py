@@ -5,8 +5,8 @@ suspensions stand in a file that is mapped into memory (what is written there su
 of its own, waits for our end and resumes what is left (``midflight.process.guardian``). Should both be killed,
 ``midflight recover``, or the next engine that works on the process, does the same.
 
-A file is ``PID-START.stopped`` in the run folder: magic, our pid and start time, number of rows, rows of (thread,
-suspensions before ours); all little endian.
+A file is ``PID-START.stopped`` in the run folder: magic, our pid and start time, when the stop began (GetTickCount64),
+number of rows, rows of (thread, suspensions before ours); all little endian.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from midflight.machine.ownership import make_closed_folder
 from midflight.machine.places import run_folder
 from midflight.process.win32 import FAILED, THREAD_STOP, api
 
-_MAGIC = b"MFSTOP1\0"
+_MAGIC = b"MFSTOP2\0"
 _HEADER = struct.Struct("<8sQQ")
-_COUNT_AT = _HEADER.size
+_SINCE_AT = _HEADER.size
+_COUNT_AT = _SINCE_AT + 8
 _ROWS_AT = _COUNT_AT + 8
 _ROW = struct.Struct("<II")
 _CAPACITY = 8192
@@ -62,6 +63,8 @@ class Suspensions:
         for tid in tids:
             _ROW.pack_into(self._view, at, tid, 0)
             at += _ROW.size
+        if not self._rows:
+            struct.pack_into("<Q", self._view, _SINCE_AT, api().GetTickCount64())
         self._rows += tids
         struct.pack_into("<Q", self._view, _COUNT_AT, len(self._rows))
 
@@ -96,6 +99,17 @@ def left(owner: tuple[int, int] | None = None, pid: int | None = None) -> list[P
             if (owner is None or whose == owner) and (pid is None or about == str(pid)):
                 found.append(path)
     return found
+
+
+def longest(owner: tuple[int, int]) -> float:
+    """For how long the oldest stop of an owner has lasted by now, in seconds; 0 when it holds nobody."""
+    ages = [0.0]
+    for path in left(owner=owner):
+        with contextlib.suppress(OSError):
+            since, count = struct.unpack_from("<QQ", path.read_bytes()[:_ROWS_AT].ljust(_ROWS_AT, b"\0"), _SINCE_AT)
+            if count:
+                ages.append((api().GetTickCount64() - since) / 1000)
+    return max(ages)
 
 
 def release(path: Path) -> int:
