@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import mmap
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +13,8 @@ from hypothesis import strategies as st
 
 from midflight.engine import ledger
 from midflight.engine.ledger import LedgerError, MappedSegment, PatchedFunction, Record, State, Write
+from midflight.process.linux import LinuxProcess
+from midflight.process.model import ImageFormat
 
 address = st.integers(0, 1 << 47)
 small = st.integers(1, 1 << 20)
@@ -58,7 +63,7 @@ def parse(data: bytes) -> ledger.Ledger:
 @given(record)
 def test_a_ledger_is_read_back_as_it_was_written(one: Record) -> None:
     size = ledger.header_pages(one)
-    data = ledger.build(one, size, 7)
+    data = ledger.build(one, size, 7, "elf")
     assert len(data) <= size
     found = parse(data)
     assert (found.record, found.state, found.order, found.size) == (one, State.PREPARED, 7, size)
@@ -75,7 +80,7 @@ EXAMPLE = Record(
 @settings(max_examples=300)
 @given(st.data())
 def test_a_damaged_ledger_is_refused_with_its_own_error(data: st.DataObject) -> None:
-    raw = bytearray(ledger.build(EXAMPLE, 4096, 1))
+    raw = bytearray(ledger.build(EXAMPLE, 4096, 1, "elf"))
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     try:
@@ -95,7 +100,7 @@ def test_random_bytes_are_no_ledger(raw: bytes) -> None:
 
 
 def test_a_later_format_is_refused_by_name() -> None:
-    raw = bytearray(ledger.build(EXAMPLE, 4096, 1))
+    raw = bytearray(ledger.build(EXAMPLE, 4096, 1, "elf"))
     raw[16] = 2
     with pytest.raises(LedgerError, match="later Midflight"):
         parse(bytes(raw))
@@ -106,3 +111,19 @@ def test_a_body_that_inflates_without_end_is_refused() -> None:
 
     with pytest.raises(LedgerError, match="too large"):
         ledger.decode(zlib.compress(b"[" * (20 << 20)))
+
+
+@pytest.mark.parametrize(("images", "found"), [("elf", 1), ("pe", 0)])
+def test_a_windows_program_under_wine_is_not_ours(images: ImageFormat, found: int) -> None:
+    """Its processes are processes of Linux too: to clear up there would take its hotpatches out."""
+    data = ledger.build(EXAMPLE, 4096, 1, images)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    page = libc.mmap(None, 4096, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    try:
+        ctypes.memmove(page, data, len(data))
+        assert libc.mprotect(ctypes.c_void_p(page), 4096, mmap.PROT_READ) == 0
+        assert len(ledger.find(LinuxProcess(os.getpid()))) == found
+    finally:
+        libc.munmap(ctypes.c_void_p(page), 4096)

@@ -169,7 +169,7 @@ def test_a_thread_that_the_program_itself_suspended_stays_so() -> None:
             assert len(left) == 1
             # Somebody else lets go what we hold: as the guardian would.
             rows = left[0].read_bytes()
-        assert rows.startswith(b"MFSTOP1")
+        assert rows.startswith(b"MFSTOP")
         assert api().SuspendThread(handle) == 1, "our stop changed what the program had done"
         api().ResumeThread(handle)
         api().ResumeThread(handle)

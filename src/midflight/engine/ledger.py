@@ -3,7 +3,7 @@
 It is the first page (or pages) of the memory that a hotpatch maps, read-only for the target, and found by its magic. A
 fixed header (little endian) holds what changes; the body, JSON compressed with zlib under a SHA-256, is written once:
 
-    0   16s  magic "MIDFLIGHT\\0LEDGER"
+    0   16s  magic "MIDFLIGHT\\0LEDGER" (in processes of Windows "MIDFLIGHT\\0LEDGPE")
     16  u32  format (1)         20  u32  header size (256)
     24  u64  state              one aligned 8-byte write moves it on
     32  u64  region size        40  u64  body offset    48  u64  body length    56  32s  SHA-256 of the body
@@ -29,10 +29,11 @@ from enum import IntEnum
 from typing import Any
 
 from midflight.errors import ProcessError
-from midflight.process.model import Mapping, Process
+from midflight.process.model import ImageFormat, Mapping, Process
 
 PAGE = 4096
-MAGIC = b"MIDFLIGHT\0LEDGER"
+MAGICS: dict[ImageFormat, bytes] = {"elf": b"MIDFLIGHT\0LEDGER", "pe": b"MIDFLIGHT\0LEDGPE"}
+"""Apart for each system: a Windows program under Wine is a process of Linux too, and is nobody's business there."""
 FORMAT = 1
 HEADER_SIZE = 256
 STATE_OFFSET = 24
@@ -175,12 +176,12 @@ def header_pages(record: Record) -> int:
     return -(-(HEADER_SIZE + len(encode(record)) + 64) // PAGE) * PAGE
 
 
-def build(record: Record, region: int, order: int) -> bytes:
+def build(record: Record, region: int, order: int, images: ImageFormat) -> bytes:
     """Header and body of a new ledger in state PREPARED, for a region of ``region`` bytes."""
     body = encode(record)
     header = _HEADER.pack(
-        MAGIC, FORMAT, HEADER_SIZE, State.PREPARED, region, HEADER_SIZE, len(body), hashlib.sha256(body).digest(),
-        order, 0, 0, 0, 0, 0,
+        MAGICS[images], FORMAT, HEADER_SIZE, State.PREPARED, region, HEADER_SIZE, len(body),
+        hashlib.sha256(body).digest(), order, 0, 0, 0, 0, 0,
     )  # fmt: skip
     return header.ljust(HEADER_SIZE, b"\0") + body
 
@@ -249,7 +250,7 @@ def parse(base: int, header: bytes, body_of: Any) -> Ledger:
     Raises:
         LedgerError: damaged, or of a future format.
     """
-    if len(header) < HEADER_SIZE or header[:16] != MAGIC:
+    if len(header) < HEADER_SIZE or header[:16] not in MAGICS.values():
         raise LedgerError(f"there is no ledger at {base:#x}")
     (_, form, size, state, region, offset, length, digest, order, applied, stopped, reverted, rstopped, flags) = (
         _HEADER.unpack_from(header)
@@ -291,7 +292,7 @@ def find(process: Process, maps: Iterable[Mapping] | None = None) -> list[Ledger
     for start, end in _candidates(process.maps() if maps is None else maps):
         data = process.read(start, end - start)
         for at in range(0, end - start, PAGE):
-            if data.startswith(MAGIC, at):
+            if data.startswith(MAGICS[process.images], at):
                 base = start + at
 
                 def body_of(offset: int, length: int, base: int = base) -> bytes:

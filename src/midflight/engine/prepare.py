@@ -220,7 +220,7 @@ def _fill(process: Process, layout: _Layout, record: Record, segments: Sequence[
         process.write(layout.islands.base, bytes(layout.islands.contents))
     if layout.calls and layout.unwind_object is not None:
         process.write(layout.unwind_object, layout.calls)
-    ledger = build(record, layout.size, order)
+    ledger = build(record, layout.size, order, process.images)
     # The magic comes last: a region is a ledger's when everything in it is there.
     process.write(layout.region + 16, ledger[16:])
     point("ledger-body-written")
