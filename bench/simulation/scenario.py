@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from bench.simulation.fleet import BEGIN, DAY, HOUR, OLD_KERNEL, moment
 from midflight.server.domain import rollout, safeguards
-from midflight.server.domain.calendar import Calendar
+from midflight.server.domain.calendar import Calendar, OffTrack, off_track
 from midflight.server.domain.model import (
     Approval,
     Content,
@@ -61,7 +61,7 @@ class Scenario:
         self.world = world
         self._due: list[tuple[int, Callable[[], None]]] = []
         self.notes: list[str] = []
-        calendar = Calendar(unplanned=frozenset({UNPLANNED}))
+        self.calendar = calendar = Calendar(unplanned=frozenset({UNPLANNED}))
         base = "b0"
         for number, month in enumerate(calendar.year(2026), 1):
             at = _minute(datetime.combine(month.release, datetime.min.time(), UTC)) + 18 * HOUR
@@ -107,9 +107,21 @@ class Scenario:
     ) -> None:
         def publish() -> None:
             published = replace(content, published=moment(self.world.now))
+            if not published.on_track:
+                self.notes.append(f"{published.id}: {self._off_track(published)}")
             self.world.publish(published, bad, expedite, self.world.now, to)
 
         self._due.append((at, publish))
+
+    def _off_track(self, baseline: Content) -> OffTrack:
+        """What the administrator is shown before publishing an unplanned baseline."""
+        world = self.world
+        known = [
+            (device.known, world.governed[device.index][1].policy if device.policy == "servers" else None)
+            for device in world.fleet
+            if device.index in world.governed
+        ]
+        return off_track(baseline, known, self.calendar, world.catalogue, moment(world.now).date())
 
     def _people(self, live: Live, minute: int) -> None:
         """The administrators of the fleet; they come to work four hours after something happened."""

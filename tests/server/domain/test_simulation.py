@@ -45,6 +45,7 @@ def test_a_year_of_a_thousand_devices_breaks_no_promise() -> None:
         "nginx-1" in world.checker.revoked and world.published["nginx-1"].reached < world.published["nginx-2"].reached
     )
     assert any("5.10.0-30-amd64" in note for note in world.scenario.notes)
+    assert any(note.endswith("devices off the hotpatch track until 2026-07-14") for note in world.scenario.notes)
     shares = [overview.share for _, overview in world.compliance]
     assert max(shares) > 0.95 and world.exposure > 0
     stuck = [
