@@ -13,12 +13,20 @@ from typing import Any
 
 import pytest
 
-from midflight.agent import eventlog, winservice
+from midflight.agent import clocks, eventlog, winservice
 from midflight.agent.notices import Notice
+from midflight.agent.state import Snapshot, look
 from midflight.errors import InputError
 from midflight.machine import sids
 from midflight.machine.ownership import make_closed_folder
-from midflight.machine.places import config_folder, hotpatch_folder, log_folder, machine_folder, run_folder
+from midflight.machine.places import (
+    config_folder,
+    hotpatch_folder,
+    log_folder,
+    machine_folder,
+    run_folder,
+    state_folder,
+)
 from midflight.process.snapshots import INTERVAL, Snapshots
 from midflight.trust.store import trusted_keys
 from tests.commands import PATIENCE
@@ -43,6 +51,11 @@ def log() -> str:
     assert folder is not None
     path = folder / "agent.log"
     return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def known() -> Snapshot:
+    """What the service remembers."""
+    return look(state_folder(), clocks.boot())
 
 
 def sc(*words: str) -> str:
@@ -82,14 +95,16 @@ def test_the_life_of_a_service(service: Path) -> None:
         until(lambda: doomed.ask() == "2 20 0", "patched")
         with Target("threads.exe", "2") as late:
             until(lambda: late.ask() == "2 20 0", "patched, though it started when the hotpatch was there")
-        shown = until(lambda: midflight("agent", "status", "--json", status=None).json, "to be seen")
+        # The third has ended; that it did is noticed a moment later.
+        until(lambda: len(known().applications) == 2, "on record")
+        shown = midflight("agent", "status", "--json", status=None).json
         assert shown["running"] and shown["hotpatches"] == [{"name": "answers", "sequence": 1, "processes": 2}], shown
 
         # It ends as an unhandled access violation ends a program.
         ctypes.WinDLL("kernel32").TerminateProcess(int(doomed.process._handle), ACCESS_VIOLATION)  # type: ignore[attr-defined]
         until(lambda: early.ask() == "1 10 0", "taken out, though another process crashed")
-        (bar,) = until(lambda: midflight("agent", "bars", "--json").json["bars"], "barred")
-        assert (bar["name"], bar["sequence"]) == ("answers", 1) and "0xc0000005" in bar["reason"]
+        (bar,) = until(lambda: known().bars, "barred")
+        assert (bar.name, bar.sequence) == ("answers", 1) and "0xc0000005" in bar.reason
         with Target("threads.exe", "1") as later:
             time.sleep(1.0)
             assert later.ask() == "1 10 0", "what is barred was applied"
@@ -100,7 +115,7 @@ def test_the_life_of_a_service(service: Path) -> None:
         until(lambda: "stopped: " in log(), "stopped")
         assert early.ask() == "2 20 0", "what is in force stays in force"
         clean(early)
-    assert not midflight("agent", "status", "--json", status=1).json["running"]
+    assert not known().running
     for kind in ("applied: answers 1", "crashed: ", "barred: answers 1", "reverted: answers 1", "unbarred: answers 1"):
         assert kind in log(), kind
 

@@ -2,8 +2,10 @@
 hotpatches are under observation. What runs in a process is never read from here: the process itself says that.
 
 One file, ``agent.db``, in write-ahead mode, so that the commands that show it do not get in the agent's way. Writes are
-collected and made together; bars at once, and on disk before anything is done about them. A full disk loses nothing but
-time: what could not be written is kept and tried again.
+collected and made together; bars at once, and on disk before anything is done about them. Nothing else waits for the
+disk, which may take a second when others write too: history of the last moments is lost when the power fails, and a
+thread of its own moves what was written from the write-ahead log to its place. A full disk loses nothing but time: what
+could not be written is kept and tried again.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import contextlib
 import json
 import os
 import sqlite3
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -48,6 +51,7 @@ _WATCHES = "SELECT name, sequence, since, passed FROM watches WHERE boot = ?"
 _KEPT = 20_000
 """Applications in the history; the oldest go first."""
 _MOST_PENDING = 20_000
+_CHECKPOINT_EVERY = 60.0
 
 
 Cause = Literal["crashed", "health_failed", "hand"]
@@ -108,7 +112,18 @@ class State:
         self._lock = self._take_lock()
         self._database = self._open()
         self._version: int | None = None
+        self._closing = threading.Event()
+        self._checkpoints = threading.Thread(target=self._checkpoint, name="checkpoints", daemon=True)
+        self._checkpoints.start()
         self.reread_bars()
+
+    def _checkpoint(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            database = sqlite3.connect(self._folder / FILE, timeout=0.0)
+            while not self._closing.wait(_CHECKPOINT_EVERY):
+                with contextlib.suppress(sqlite3.Error):
+                    database.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            database.close()
 
     def _take_lock(self) -> int:
         try:
@@ -148,11 +163,13 @@ class State:
         """Whether something is to be written."""
         return bool(self._pending)
 
-    def flush(self) -> bool:
-        """Write what was collected; False when that failed, and it stays collected."""
+    def flush(self, durably: bool = False) -> bool:
+        """Write what was collected, and wait for the disk if that is to be ``durably``; False when it failed, and it
+        stays collected."""
         if not self._pending:
             return True
         try:
+            self._database.execute(f"PRAGMA synchronous = {'FULL' if durably else 'NORMAL'}")
             with self._database:
                 for statement, values in self._pending:
                     self._database.execute(statement, values)
@@ -202,7 +219,7 @@ class State:
         bar = Bar(name, sequence, reason, time.time(), cause)
         self._bars[name, sequence] = bar
         self._write("INSERT OR REPLACE INTO bars VALUES (?, ?, ?, ?, ?)", name, sequence, reason, bar.since, cause)
-        self.flush()
+        self.flush(durably=True)
 
     def reread_bars(self) -> bool:
         """Whether somebody else changed the bars (``midflight agent unbar``) since the last call."""
@@ -256,7 +273,9 @@ class State:
 
     def close(self) -> None:
         """Write what is left, and let go."""
-        self.flush()
+        self.flush(durably=True)
+        self._closing.set()
+        self._checkpoints.join(5.0)
         with contextlib.suppress(sqlite3.Error):
             self._database.close()
         os.close(self._lock)
@@ -271,8 +290,7 @@ def connect(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=5.0)
     try:
         database.execute("PRAGMA journal_mode = WAL")
-        # Bars must be on disk before anything is done about them; with FULL each transaction is.
-        database.execute("PRAGMA synchronous = FULL")
+        database.execute("PRAGMA wal_autocheckpoint = 0")
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version > _SCHEMA_VERSION:
             raise StateError(f"{path} was written by a newer Midflight: update this one")

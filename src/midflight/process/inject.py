@@ -79,7 +79,8 @@ class Hijack:
                 status = 0
             if status is None:
                 idle += 1
-                if idle > 200:
+                # Not for long: the thread may be waiting for the very processor that we hold.
+                if idle > 30:
                     if time.monotonic() > deadline:
                         raise Unsuitable(f"thread {self.tid} did not stop")
                     time.sleep(0.0001)
