@@ -6,7 +6,7 @@ import importlib
 import sys
 
 ALL = ("stopped", "command", "call", "build", "many", "agent")
-LONG = ("match", "simulation")
+LONG = ("match", "simulation", "checkins")
 """Minutes each (the first builds packages from Debian's archive); only when named."""
 
 

@@ -20,6 +20,7 @@ from midflight.server.store.events import Event
 from midflight.trust import checkin
 from midflight.trust.checkin import CHECK_IN_PATH, RENEW_PATH
 from midflight.trust.devices import begin_enrollment, finish_enrollment
+from tests.server.conftest import on_sqlite
 from tests.server.device import LIBC, Device
 
 Make = Callable[..., Device]
@@ -62,6 +63,7 @@ def test_a_changed_inventory_is_asked_for_and_replaces_the_old_one(database: Dat
         assert session.scalars(select(DeviceImage.processes)).all() == [61]
 
 
+@on_sqlite
 def test_an_altered_or_unsigned_request_is_refused(new_device: Make) -> None:
     device = new_device()
     body = device.message()
@@ -93,6 +95,7 @@ def test_a_revoked_device_is_refused_from_then_on(database: Database, new_device
     assert (response.status_code, response.json()["title"]) == (401, "revoked")
 
 
+@on_sqlite
 def test_nonsense_that_a_device_signed_is_refused(new_device: Make) -> None:
     device = new_device()
     for body in (b"", b"{}", b"[]", b"\xff", b'{"version":1}', b"{" * 1000):
@@ -117,6 +120,7 @@ def test_a_token_enrolls_one_machine_which_may_ask_again_for_its_answer(
     assert lost.enroll("mfe_" + "A" * 43).json()["title"] == "unknown"
 
 
+@on_sqlite
 def test_a_lost_answer_to_an_enrollment_is_given_again_to_the_same_machine_alone(
     database: Database, client: TestClient, new_device: Make, tmp_path: Path
 ) -> None:
@@ -137,6 +141,7 @@ def test_a_lost_answer_to_an_enrollment_is_given_again_to_the_same_machine_alone
     assert thief.enroll(token, machine="").json()["title"] == "replayed"
 
 
+@on_sqlite
 def test_an_expired_token_enrolls_nobody(
     database: Database, client: TestClient, new_device: Make, tmp_path: Path
 ) -> None:
@@ -147,6 +152,7 @@ def test_an_expired_token_enrolls_nobody(
     assert (response.status_code, response.json()["title"]) == (401, "expired")
 
 
+@on_sqlite
 def test_a_certificate_is_renewed_with_the_current_one(new_device: Make) -> None:
     device = new_device()
     before = device.identity
@@ -158,6 +164,7 @@ def test_a_certificate_is_renewed_with_the_current_one(new_device: Make) -> None
     device.check_in()
 
 
+@on_sqlite
 def test_who_comes_on_top_of_what_the_server_can_do_is_sent_away_for_a_while(
     settings: Settings, database: Database, new_device: Make
 ) -> None:

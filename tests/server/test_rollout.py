@@ -18,6 +18,7 @@ from midflight.server.store.devices import Outcome
 from midflight.server.store.events import Event
 from midflight.server.work.tasks import Context, Timer
 from midflight.trust.content import Content
+from tests.server.conftest import on_sqlite
 from tests.server.device import NGINX, Device
 from tests.server.publisher import Publisher
 
@@ -138,6 +139,7 @@ def test_a_failure_beyond_the_gate_halts_and_only_a_person_resumes(fleet: Fleet,
     assert fleet.post(f"/deployments/{deployment}/resume")["effective"] == "offering"
 
 
+@on_sqlite
 def test_a_policy_may_order_a_revert_when_the_gate_halts(fleet: Fleet, new_device: Make) -> None:
     devices = [new_device() for _ in range(4)]
     deployment, content = fleet.deploy(fleet.policy(revert_on_halt=True))
@@ -159,6 +161,7 @@ def test_a_policy_may_order_a_revert_when_the_gate_halts(fleet: Fleet, new_devic
     assert fleet.states(deployment)[first.id] == "reverted"
 
 
+@on_sqlite
 def test_what_is_paused_offers_nothing_and_goes_on_when_resumed(fleet: Fleet, new_device: Make) -> None:
     devices = [new_device() for _ in range(2)]
     deployment, content = fleet.deploy(fleet.policy())
@@ -178,6 +181,7 @@ def test_what_is_paused_offers_nothing_and_goes_on_when_resumed(fleet: Fleet, ne
     assert fleet.admin.post(f"/api/v1/deployments/{deployment}/resume", json={}).json()["title"] == "not-possible"
 
 
+@on_sqlite
 def test_revoked_content_is_offered_to_nobody_from_that_moment_on(fleet: Fleet, new_device: Make) -> None:
     devices = [new_device() for _ in range(2)]
     deployment, content = fleet.deploy(fleet.policy())
@@ -204,6 +208,7 @@ def test_an_outcome_that_is_sent_again_is_counted_once(fleet: Fleet, new_device:
         assert session.scalar(select(func.count()).where(Event.kind == "patch.applied")) == 1
 
 
+@on_sqlite
 def test_silence_after_an_offer_is_a_failure(fleet: Fleet, new_device: Make) -> None:
     devices = [new_device() for _ in range(2)]
     deployment, _ = fleet.deploy(fleet.policy())
@@ -214,6 +219,7 @@ def test_silence_after_an_offer_is_a_failure(fleet: Fleet, new_device: Make) -> 
     assert fleet.get(f"/deployments/{deployment}")["why"]["reason"] == "halted_by_silence"
 
 
+@on_sqlite
 def test_exclusion_wins_and_takes_effect_at_once(fleet: Fleet, new_device: Make) -> None:
     device, other = new_device(), new_device()
     spared = fleet.post("/groups", 201, name="spared")["id"]
@@ -232,6 +238,7 @@ def test_exclusion_wins_and_takes_effect_at_once(fleet: Fleet, new_device: Make)
     assert who_has_orders([first]) == []
 
 
+@on_sqlite
 def test_a_held_combination_is_not_offered_until_the_safeguard_is_lifted(fleet: Fleet, new_device: Make) -> None:
     device = new_device()
     held = fleet.post("/safeguards", 201, reason="hangs on this kernel", package="nginx", kernel="6.1.0-28*")["id"]
@@ -243,6 +250,7 @@ def test_a_held_combination_is_not_offered_until_the_safeguard_is_lifted(fleet: 
     assert who_has_orders([device]) == [device]
 
 
+@on_sqlite
 def test_a_barred_device_tries_again_when_somebody_looked(fleet: Fleet, new_device: Make) -> None:
     device = new_device()
     deployment, content = fleet.deploy(fleet.policy())
@@ -264,6 +272,7 @@ def test_a_barred_device_tries_again_when_somebody_looked(fleet: Fleet, new_devi
     assert device.instructions.actions[0].id != first_action.action, "a new attempt is a new action"
 
 
+@on_sqlite
 def test_approval_rules_deploy_by_themselves_after_their_delay(fleet: Fleet, new_device: Make) -> None:
     device = new_device()
     rule = {"mode": "automatic", "min_severity": "high", "delay": "P2D"}
@@ -281,6 +290,7 @@ def test_approval_rules_deploy_by_themselves_after_their_delay(fleet: Fleet, new
     assert len(fleet.get("/deployments")["items"]) == 1
 
 
+@on_sqlite
 def test_an_unplanned_baseline_says_beforehand_whom_it_takes_off_the_track(fleet: Fleet, new_device: Make) -> None:
     new_device()
     fleet.policy()

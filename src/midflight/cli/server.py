@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "token": "API tokens for programs: add, list, revoke",
     "audit-verify": "prove that the audit log is the one that was written",
     "enroll-token": "make a token with which devices enroll",
+    "worker": "do background work, with PostgreSQL",
     "upgrade": "bring the database to the version of this program",
 }
 

@@ -16,6 +16,7 @@ from midflight.server.repository import newest_root
 from midflight.server.settings import FILE_NAME, Settings, written
 from midflight.server.store.database import Database
 from midflight.server.store.migrate import upgrade
+from midflight.server.work.queue import ensure_schema
 from midflight.trust.keys import create_key_pair, load_public_key
 from midflight.trust.publishing import publish
 from midflight.trust.repository import Repository
@@ -80,6 +81,9 @@ def install(
         output_keys.create(settings)
         db.check()
         upgrade(db)
+        if not db.sqlite:
+            ensure_schema(db)
+            values["embedded_worker"] = False
         keys.create(settings)
         offline = None if repository is not None else _make_repository(settings, datetime.now(UTC))
         with db.write() as session:

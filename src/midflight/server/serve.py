@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
+from fastapi import FastAPI
+
+from midflight.errors import InputError
 from midflight.server.keys import tls_pin
 from midflight.server.settings import Settings
 from midflight.server.store.database import Database
 from midflight.server.store.migrate import require_newest
 
+FOLDER = "MIDFLIGHT_SERVER_FOLDER"
+"""Environment variable that names the server's folder to serving processes."""
 
-def serve(settings: Settings, say: Callable[[str], None]) -> int:
+
+def application() -> FastAPI:
+    """The application of the server whose folder the environment names: what each serving process makes for itself."""
+    from midflight.server.api.app import create_app
+
+    return create_app(Settings.load(Path(os.environ[FOLDER])))
+
+
+def serve(settings: Settings, say: Callable[[str], None], processes: int = 1) -> int:
     """Serve until stopped. Returns the exit status.
+
+    Args:
+        processes: how many serve; more than one needs PostgreSQL.
 
     Raises:
         DatabaseError: the database does not answer, or is of another version.
@@ -19,26 +37,29 @@ def serve(settings: Settings, say: Callable[[str], None]) -> int:
     """
     import uvicorn
 
-    from midflight.server.api.app import create_app
-
     host, port = settings.address
+    if processes > 1 and settings.sqlite:
+        raise InputError("SQLite serves one process; give --processes 1, or set database to PostgreSQL")
+    pin = tls_pin(settings)
     database = Database(settings.database_url, settings.database_connections)
     try:
         require_newest(database)
     finally:
         database.close()
-    tls = settings.tls
-    config = uvicorn.Config(
-        create_app(settings),
+    os.environ[FOLDER] = str(settings.folder)
+    say(f"TLS pin {pin or 'of the proxy'}")
+    say(f"serving {'https' if settings.tls else 'http'}://{settings.listen}, stop with Ctrl-C")
+    uvicorn.run(
+        "midflight.server.serve:application",
+        factory=True,
         host=host,
         port=port,
+        workers=processes,
         log_level="warning",
         access_log=False,
         server_header=False,
-        ssl_certfile=settings.path(settings.tls_certificate) if tls else None,
-        ssl_keyfile=settings.path(settings.tls_key) if tls else None,
+        backlog=4096,
+        ssl_certfile=settings.path(settings.tls_certificate) if settings.tls else None,
+        ssl_keyfile=settings.path(settings.tls_key) if settings.tls else None,
     )
-    say(f"TLS pin {tls_pin(settings) or 'of the proxy'}")
-    say(f"serving {'https' if tls else 'http'}://{settings.listen}, stop with Ctrl-C")
-    uvicorn.Server(config).run()
     return 0

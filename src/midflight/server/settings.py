@@ -17,7 +17,7 @@ from typing import Any
 from midflight.errors import InputError
 
 FILE_NAME = "server.toml"
-_ENVIRONMENT = "MIDFLIGHT_SERVER_"
+ENVIRONMENT = "MIDFLIGHT_SERVER_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Settings:
             else:
                 values[name] = value
         for name in fields:
-            if (given := (environment or {}).get(_ENVIRONMENT + name.upper())) is not None:
+            if (given := (environment or {}).get(ENVIRONMENT + name.upper())) is not None:
                 values[name] = given
         converted = {name: _converted(where, fields[name], value) for name, value in values.items()}
         return cls(folder=folder.absolute(), **converted, extra=extra)

@@ -27,6 +27,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     try:
         database.check()
         before, after = upgrade(database)
+        if not database.sqlite:
+            from midflight.server.work.queue import ensure_schema
+
+            ensure_schema(database)
     finally:
         database.close()
     out.line(f"database at version {after}" + ("" if before == after else f", was {before or 'empty'}"))

@@ -21,7 +21,7 @@ from midflight.server.checkin.receive import CheckIns, Sent
 from midflight.server.keys import ServerKeys
 from midflight.server.repository import newest_root
 from midflight.server.settings import Settings
-from midflight.server.store.database import Database
+from midflight.server.store.database import Database, DatabaseError
 from midflight.trust.checkin import (
     CHECK_IN_PATH,
     ENROLL_PATH,
@@ -151,7 +151,7 @@ class CheckInGate:
         except TrustError as error:
             status = status_of(error)
             await _respond(send, status, problem_body(status, error.reason, str(error)), MEDIA_TYPE)
-        except (DBAPIError, PoolTimeout):
+        except (DBAPIError, PoolTimeout, DatabaseError):
             await self._away(send, "unavailable", "the database does not answer; come again")
         else:
             await _respond(send, 200, answer, _JSON)

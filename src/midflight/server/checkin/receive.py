@@ -10,15 +10,15 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Row, select, text
+from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from midflight.patch.signature import Signer
 from midflight.server.checkin import pace, record
 from midflight.server.checkin.decide import Decided, decide
+from midflight.server.checkin.lookup import Known, Lookup
 from midflight.server.checkin.presence import Presence
 from midflight.server.checkin.standing import load_device, place_of, settle
 from midflight.server.settings import Settings
@@ -33,14 +33,6 @@ from midflight.trust.checkin import Answer, CheckIn, Part, decode_check_in, enco
 from midflight.trust.instructions import sign_instructions
 from midflight.trust.keys import PublicKey
 from midflight.trust.requests import DeviceRequest, check_sequence, verify_request
-
-_FIND = text(
-    "SELECT c.device_id, c.public_key, c.not_before, c.not_after, c.revoked_reason, d.sequence, d.state_digest,"
-    " d.inventory_digest, a.sequence AS told, a.until, a.expires, a.interval_s, a.regroup, p.last_seen"
-    " FROM certificate c JOIN device d ON d.id = c.device_id JOIN answer a ON a.device_id = c.device_id"
-    " JOIN presence p ON p.device_id = c.device_id"
-    " WHERE c.fingerprint = :fingerprint"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +57,26 @@ class CheckIns:
         self.settings = settings
         self.fleet = FleetCache()
         self.presence = Presence(database)
+        self._lookup = Lookup(database)
         self._images = record.ImageIds()
         self._signers = signers
         self._random = random.Random(seed)
 
-    def identify(self, session: Session, sent: Sent, now: datetime) -> tuple[DeviceRequest, Row[Any]]:
+    def identify(self, sent: Sent, now: datetime) -> tuple[DeviceRequest, Known]:
         """Who made a request.
 
         Raises:
             RequestRefused: nobody that is known, or not as the device signed it, or it came before.
         """
-        rows: list[Row[Any]] = []
+        rows: list[Known] = []
 
         def find(fingerprint: str) -> DeviceCertificate | None:
-            row = session.execute(_FIND, {"fingerprint": fingerprint}).first()
+            row = self._lookup.find(fingerprint)
             if row is None:
                 return None
             rows.append(row)
             return DeviceCertificate(
-                row.device_id,
+                row.device,
                 fingerprint,
                 PublicKey(bytes(row.public_key)),
                 from_micros(row.not_before),
@@ -102,8 +95,7 @@ class CheckIns:
             RequestRefused: it is not of a device that is known here (401).
             TrustError: it cannot be read (400).
         """
-        with self.database.read() as session:
-            request, row = self.identify(session, sent, now)
+        request, row = self.identify(sent, now)
         message = decode_check_in(sent.body)
         seen = from_micros(max(row.last_seen, self.presence.last(request.device)[0]))
         if self._nothing_new(message, row, now):
@@ -119,14 +111,14 @@ class CheckIns:
         Raises:
             RequestRefused: nobody that is known, or it came before.
         """
-        request, _ = self.identify(session, sent, now)
+        request, _ = self.identify(sent, now)
         device = session.scalars(select(Device).where(Device.id == request.device).with_for_update()).one()
         check_sequence(request, device.sequence)
         device.sequence = request.sequence
         return request
 
     @staticmethod
-    def _nothing_new(message: CheckIn, row: Row[Any], now: datetime) -> bool:
+    def _nothing_new(message: CheckIn, row: Known, now: datetime) -> bool:
         return (
             message.state_digest == row.state_digest
             and message.inventory_digest == row.inventory_digest
