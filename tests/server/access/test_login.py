@@ -17,6 +17,7 @@ from midflight.server.access.tables import LoginSession
 from midflight.server.store.database import Database
 
 PASSWORD = "correct horse battery"
+sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,7 @@ def sign_in(client: TestClient, name: str, password: str = PASSWORD) -> Response
     return answer
 
 
+@sqlite
 def test_the_cookie_is_bound_to_host_https_and_out_of_reach_of_scripts(
     make: Callable[..., str], browser: Callable[[], TestClient]
 ) -> None:
@@ -78,6 +80,7 @@ def test_a_login_is_a_new_session_and_signing_out_ends_it(
     assert browser().get("/api/v1/session", headers={"cookie": f"__Host-midflight={second}"}).status_code == 401
 
 
+@sqlite
 def test_changes_need_the_csrf_token_of_this_session(
     make: Callable[..., str], browser: Callable[[], TestClient]
 ) -> None:
@@ -93,6 +96,7 @@ def test_changes_need_the_csrf_token_of_this_session(
     assert one.post("/api/v1/account/tokens", json=body).status_code == 201
 
 
+@sqlite
 @pytest.mark.parametrize(("field", "age"), [("used", accounts.IDLE), ("ends", timedelta())])
 def test_sessions_end_when_idle_and_in_any_case_after_half_a_day(
     field: str, age: timedelta, make: Callable[..., str], browser: Callable[[], TestClient], database: Database
@@ -107,6 +111,7 @@ def test_sessions_end_when_idle_and_in_any_case_after_half_a_day(
     assert client.get("/api/v1/session").status_code == 401
 
 
+@sqlite
 def test_a_new_password_ends_all_other_logins(make: Callable[..., str], browser: Callable[[], TestClient]) -> None:
     make("ada")
     one, other = browser(), browser()
@@ -153,6 +158,7 @@ def token_of(client: TestClient, *scopes: str) -> dict[str, Any]:
     return found
 
 
+@sqlite
 def test_a_token_does_what_its_scopes_and_its_owner_allow(
     make: Callable[..., str], browser: Callable[[], TestClient], database: Database
 ) -> None:
@@ -177,6 +183,7 @@ def test_a_token_does_what_its_scopes_and_its_owner_allow(
     assert "secret" not in client.get("/api/v1/account/tokens").text
 
 
+@sqlite
 def test_the_tokens_of_a_disabled_account_are_dead(make: Callable[..., str], browser: Callable[[], TestClient]) -> None:
     make("root")
     id = make("ada", "operator")
@@ -190,6 +197,7 @@ def test_the_tokens_of_a_disabled_account_are_dead(make: Callable[..., str], bro
     assert sign_in(browser(), "ada").status_code == 401
 
 
+@sqlite
 def test_the_only_administrator_cannot_go(make: Callable[..., str], browser: Callable[[], TestClient]) -> None:
     id = make("root")
     client = browser()
@@ -199,6 +207,7 @@ def test_the_only_administrator_cannot_go(make: Callable[..., str], browser: Cal
         assert (answer.status_code, "only administrator" in answer.json()["detail"]) == (422, True)
 
 
+@sqlite
 def test_the_bootstrap_token_makes_the_first_administrator_and_ends(
     admin: TestClient, browser: Callable[[], TestClient]
 ) -> None:

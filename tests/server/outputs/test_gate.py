@@ -29,6 +29,7 @@ from midflight.server.store.policies import Compliance
 
 NOW = datetime.now(UTC)
 HOUR = timedelta(hours=1)
+sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
 def make_certificate(name: str) -> x509.Certificate:
@@ -125,6 +126,7 @@ def test_a_compliant_device_is_let_in_however_the_proxy_names_it(admin: TestClie
     assert admin.get("/auth/compliance", headers=know("web2", "in_grace").nginx).status_code == 204
 
 
+@sqlite
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
@@ -146,6 +148,7 @@ def test_everybody_else_is_not(
     assert (answer.status_code, answer.headers["x-midflight-reason"]) == (403, reason)
 
 
+@sqlite
 def test_what_is_unclear_is_a_no(admin: TestClient, client: TestClient, know: Callable[..., Known]) -> None:
     one, other = know("web1"), know("web2")
     stranger = Known("dev-x", make_certificate("x"))
@@ -167,6 +170,7 @@ def test_what_is_unclear_is_a_no(admin: TestClient, client: TestClient, know: Ca
     assert client.get("/auth/compliance", headers=one.nginx).status_code == 401, "the proxy must say who it is"
 
 
+@sqlite
 def test_a_compliance_token_opens_for_its_own_device_while_that_is_compliant(
     app: FastAPI, admin: TestClient, settings: Settings, database: Database, know: Callable[..., Known]
 ) -> None:
@@ -200,6 +204,7 @@ def test_a_compliance_token_opens_for_its_own_device_while_that_is_compliant(
     assert ask(token()) == 403, "the token is still good, the device is not"
 
 
+@sqlite
 def test_tokens_of_another_kind_server_or_key_are_refused(
     settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -32,6 +32,7 @@ def judged(database: Database, device: Device, state: str) -> None:
         session.add(row)
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_compliant_device_gets_a_short_token_that_opens_the_gate(
     new_device: Callable[..., Device], database: Database, admin: TestClient, settings: Settings
 ) -> None:

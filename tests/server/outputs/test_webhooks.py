@@ -29,6 +29,7 @@ from midflight.server.settings import Settings
 from midflight.server.store.database import Database
 from midflight.server.store.events import publish
 
+sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 LOCAL = networks(["127.0.0.1/32"])
 ISSUER = "https://midflight.example.com"
 
@@ -137,6 +138,7 @@ def test_what_fails_is_tried_again_under_the_same_id_and_then_arrives(
     assert item["delivered"] is not None
 
 
+@sqlite
 @pytest.mark.usefixtures("allowing")
 def test_a_receiver_that_fails_for_days_or_is_gone_is_disabled_until_a_person_enables_it(
     admin: TestClient, database: Database, output_keys: OutputKeys, receiver: Receiver
@@ -159,6 +161,7 @@ def test_a_receiver_that_fails_for_days_or_is_gone_is_disabled_until_a_person_en
     assert round_(database, output_keys).disabled == [hook["id"]]
 
 
+@sqlite
 @pytest.mark.usefixtures("allowing")
 def test_after_a_rotation_both_secrets_verify_for_a_day(
     admin: TestClient, database: Database, output_keys: OutputKeys, receiver: Receiver
@@ -188,6 +191,7 @@ def test_a_delivery_claimed_by_a_process_that_died_is_taken_up_later(
     assert round_(database, output_keys, timedelta(minutes=5)).delivered == 1
 
 
+@sqlite
 @pytest.mark.usefixtures("allowing")
 def test_redirects_are_answers_and_are_not_followed(
     admin: TestClient, database: Database, output_keys: OutputKeys, receiver: Receiver
@@ -240,6 +244,7 @@ def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch: 
         resolve(parse("https://two.example/"))
 
 
+@sqlite
 @pytest.mark.usefixtures("allowing")
 def test_a_name_that_changes_its_address_between_check_and_connection_changes_nothing(
     admin: TestClient, database: Database, output_keys: OutputKeys, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
@@ -268,6 +273,7 @@ NO_URLS = [
 ]  # fmt: skip
 
 
+@sqlite
 def test_urls_that_lead_nowhere_good_are_refused_when_they_are_given(admin: TestClient) -> None:
     for url in NO_URLS:
         answer = admin.post("/api/v1/webhooks", json={"name": "x", "url": url})

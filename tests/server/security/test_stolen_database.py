@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import text
@@ -80,6 +81,7 @@ def test_no_secret_that_was_handed_out_is_in_it(
                     assert thief.get("/api/v1/session", headers=headers).status_code == 401
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_secrets_of_webhooks_come_from_a_file_that_only_its_owner_reads(settings: Settings) -> None:
     assert settings.path(settings.master_key).stat().st_mode & 0o777 == 0o600
     assert settings.path(settings.token_keys).stat().st_mode & 0o777 == 0o700

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ from midflight.server.access.credentials import digest, new_session
 from midflight.server.access.roles import Role, known_roles
 from midflight.server.access.tables import Account, ApiToken, LoginFailure, LoginSession
 from midflight.server.store.base import new_id
+from midflight.server.store.database import Database
 
 IDLE = timedelta(minutes=30)
 """A session that is not used for so long is over."""
@@ -25,6 +27,9 @@ LONGEST = timedelta(hours=12)
 _TOUCH = timedelta(minutes=1)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._@+-]{0,99}")
 _MAX_SESSIONS = 20
+_PATIENCE_S = 5.0
+_hashing = threading.BoundedSemaphore(2)
+"""Each hash takes 64 MiB and a core for a moment."""
 
 
 class LoginRefused(MidflightError):
@@ -165,30 +170,49 @@ def _keep_an_admin(session: Session, account: Account) -> None:
 # -- signing in
 
 
-def sign_in(session: Session, name: str, password: str, source: str, agent: str, now: datetime) -> SignedIn:
-    """Sign in with a password. Failures are counted and recorded; the caller commits in any case.
+def sign_in(
+    database: Database, name: str, password: str, source: str, agent: str, before: str, now: datetime
+) -> SignedIn:
+    """Sign in with a password. Failures are counted and recorded.
+
+    The password is hashed between two short transactions, and by few at a time: guessing must not hold up the database,
+    nor take all memory.
+
+    Args:
+        before: the cookie that the browser has already; its session ends.
 
     Raises:
-        LoginThrottled: too many failures; nothing was tried.
+        LoginThrottled: too many failures, or too many logins at once; nothing was tried.
         LoginRefused: it did not work.
     """
     name = name.strip().lower()[:200]
     keys = ((f"account:{digest(name)[:32]}", throttle.ACCOUNT), (f"source:{source[:64]}", throttle.SOURCE))
-    waits = [throttle.wait(_failures(session, key), limit, now) for key, limit in keys]
-    if max(waits) > timedelta():
-        raise LoginThrottled(max(waits))
-    account = by_name(session, name)
-    right = passwords.verify(account.password if account else None, password)
-    if account is None or not right or account.disabled:
+    with database.read() as session:
+        waits = [throttle.wait(_failures(session, key), limit, now) for key, limit in keys]
+        if max(waits) > timedelta():
+            raise LoginThrottled(max(waits))
+        found = by_name(session, name)
+        kept = found.password if found else None
+    if not _hashing.acquire(timeout=_PATIENCE_S):
+        raise LoginThrottled(timedelta(seconds=_PATIENCE_S))
+    try:
+        right = passwords.verify(kept, password)
+        renewed = passwords.hash_password(password) if right and kept and passwords.outdated(kept) else None
+    finally:
+        _hashing.release()
+    with database.write() as session:
+        account = by_name(session, name)
+        if account is not None and right and not account.disabled and account.password == kept:
+            session.execute(delete(LoginFailure).where(LoginFailure.key == keys[0][0]))
+            account.password = renewed or account.password
+            if before:
+                sign_out(session, before)
+            return open_session(session, account, source, agent, now, how="password")
         for key, _limit in keys:
             _count(session, key, now)
         who = account.id if account else ""
         audit.record(session, Act("nobody", who, source, "login", target=name, outcome="refused"))
-        raise LoginRefused("name or password is wrong, or the account is disabled")
-    session.execute(delete(LoginFailure).where(LoginFailure.key == keys[0][0]))
-    if account.password and passwords.outdated(account.password):
-        account.password = passwords.hash_password(password)
-    return open_session(session, account, source, agent, now, how="password")
+    raise LoginRefused("name or password is wrong, or the account is disabled")
 
 
 def open_session(session: Session, account: Account, source: str, agent: str, now: datetime, how: str) -> SignedIn:

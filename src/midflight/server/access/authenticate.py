@@ -5,6 +5,7 @@ Importing this module adds both to the authenticators of the API.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -20,6 +21,7 @@ from midflight.server.api.deps import AUTHENTICATORS, SAFE_METHODS, Actor, beare
 from midflight.server.api.problems import Problem
 
 CSRF_HEADER = "x-csrf-token"
+_touching = threading.Lock()
 
 
 def cookie_name(request: Request) -> str:
@@ -101,12 +103,19 @@ def _used(session: Session, table: type[ApiToken | LoginSession], key: str, now:
 
 
 def _touch(request: Request, session: Session, write: Callable[[Session], None]) -> None:
-    """In the request's own transaction when it writes; reading ones get a short one of its own."""
+    """In the request's own transaction when it writes; reading ones get a short one of its own.
+
+    That takes a second connection, so one request of the process at a time does it: many that come at once, each with
+    a connection in hand and waiting for another, would wait for each other. Who does not get to it comes again.
+    """
     if request.method not in SAFE_METHODS:
         write(session)
-        return
-    with get_database(request).write() as writing:
-        write(writing)
+    elif _touching.acquire(blocking=False):
+        try:
+            with get_database(request).write() as writing:
+                write(writing)
+        finally:
+            _touching.release()
 
 
 AUTHENTICATORS.extend((by_token, by_cookie))

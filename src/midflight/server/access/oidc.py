@@ -38,13 +38,22 @@ _TIMEOUT = 10.0
 """Seconds that the provider has for each answer."""
 _LEEWAY = 60
 _KEEP_S = 300.0
+_PAUSE_S = 10.0
+"""After a failure nobody waits for the provider again for so long."""
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """No symmetric ones: a token signed with the client secret proves nothing that the client could not have made."""
 _MOST_GROUPS = 2000
 
 
 class OidcRefused(MidflightError):
-    """The login at the provider did not work, or its person has no role here."""
+    """The login at the provider did not work, or its person has no role here.
+
+    ``person`` is who the provider said it was, when it came so far: only then is there anything to record.
+    """
+
+    def __init__(self, text: str, person: str = "") -> None:
+        super().__init__(text)
+        self.person = person
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +152,7 @@ class OidcClient:
         self._metadata: dict[str, Any] = {}
         self._keys: KeySet | None = None
         self._read_at = 0.0
+        self._failed_at = float("-inf")
 
     def begin(self) -> Begun:
         """Begin a login.
@@ -197,7 +207,7 @@ class OidcClient:
             raise OidcRefused(f"the ID token has no sub, or no {self.provider.name_claim}; ask the provider for it")
         roles = self.provider.roles_of(claims)
         if not roles:
-            raise OidcRefused(f"{name[:100]} is in none of the groups that may enter; ask an administrator")
+            raise OidcRefused(f"{name[:100]} is in none of the groups that may enter; ask an administrator", name)
         full = claims.get("name")
         return Person(subject, name.lower(), full if isinstance(full, str) else "", roles)
 
@@ -254,6 +264,9 @@ class OidcClient:
 
     def _read(self) -> None:
         issuer = self.provider.issuer
+        if time.monotonic() - self._failed_at < _PAUSE_S:
+            raise OidcRefused(f"the provider {issuer} did not answer a moment ago; try again in {_PAUSE_S:.0f} s")
+        self._failed_at = time.monotonic()
         try:
             with httpx2.Client(timeout=_TIMEOUT) as client:
                 metadata = client.get(f"{issuer}/.well-known/openid-configuration").raise_for_status().json()
@@ -266,6 +279,7 @@ class OidcClient:
         except (httpx2.HTTPError, ValueError, KeyError, TypeError, JoseError) as error:
             raise OidcRefused(f"the provider {issuer} does not answer as one ({type(error).__name__})") from None
         self._metadata, self._keys, self._read_at = metadata, keys, time.monotonic()
+        self._failed_at = float("-inf")
 
 
 def account_for(session: Session, issuer: str, person: Person, now: datetime) -> Account:
@@ -287,9 +301,9 @@ def account_for(session: Session, issuer: str, person: Person, now: datetime) ->
                 subject=person.subject,
             )
         except InputError as error:
-            raise OidcRefused(f"no account can be made for {person.name[:100]}: {error}") from None
+            raise OidcRefused(f"no account can be made for {person.name[:100]}: {error}", person.name) from None
     if account.disabled:
-        raise OidcRefused("the account is disabled; ask an administrator")
+        raise OidcRefused("the account is disabled; ask an administrator", account.name)
     _bring_up_to_date(session, account, person.roles)
     account.full_name = person.full_name[:200]
     return account

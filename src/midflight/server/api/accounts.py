@@ -16,8 +16,16 @@ from midflight.server.access.authenticate import cookie_name, drop_cookie, same_
 from midflight.server.access.credentials import csrf_of
 from midflight.server.access.roles import Role, scopes_of
 from midflight.server.access.tables import Account, ApiToken
-from midflight.server.api.deps import Actor, CurrentActor, DbSession, drop_bootstrap_token, require, source_of
-from midflight.server.api.problems import Problem, not_found, problem_response
+from midflight.server.api.deps import (
+    Actor,
+    AppDatabase,
+    CurrentActor,
+    DbSession,
+    drop_bootstrap_token,
+    require,
+    source_of,
+)
+from midflight.server.api.problems import Problem, not_found
 from midflight.server.api.scopes import Scope
 
 router = APIRouter(prefix="/api/v1", tags=["accounts"])
@@ -123,21 +131,19 @@ def own_account(session: Session, actor: Actor) -> Account:
 # -- signing in and out
 
 
-@router.post("/login", responses={401: {}, 429: {}})
-def login(request: Request, session: DbSession, credentials: Credentials) -> Response:
-    """Sign in with name and password: the answer sets the session cookie and holds the CSRF token."""
+@router.post("/login", status_code=204, responses={401: {}, 429: {}})
+def login(request: Request, database: AppDatabase, credentials: Credentials) -> Response:
+    """Sign in with name and password: the answer sets the session cookie, and has the CSRF token in a header."""
     same_site(request)
     source, agent = source_of(request), request.headers.get("user-agent", "")
+    before, now = request.cookies.get(cookie_name(request), ""), datetime.now(UTC)
     try:
-        made = accounts.sign_in(session, credentials.name, credentials.password, source, agent, datetime.now(UTC))
+        made = accounts.sign_in(database, credentials.name, credentials.password, source, agent, before, now)
     except LoginThrottled as error:
         seconds = str(max(1, round(error.wait.total_seconds())))
-        return problem_response(429, "throttled", str(error), {"Retry-After": seconds})
+        raise Problem(429, "throttled", str(error), {"Retry-After": seconds}) from None
     except LoginRefused as error:
-        # an answer, not an error: that it failed must be counted, so the transaction is committed
-        return problem_response(401, "unauthenticated", str(error), {"Cache-Control": "no-store"})
-    if before := request.cookies.get(cookie_name(request)):
-        accounts.sign_out(session, before)
+        raise Problem(401, "unauthenticated", str(error), {"Cache-Control": "no-store"}) from None
     response = Response(status_code=204)
     set_cookie(request, response, made)
     response.headers["x-csrf-token"] = csrf_of(made.cookie)

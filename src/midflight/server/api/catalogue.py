@@ -269,7 +269,7 @@ def repository(path: str, settings: AppSettings) -> Response:
     """The TUF repository: files that prove themselves; any web server or CDN can serve them instead. No
     authentication."""
     folder = public_folder(settings).resolve()
-    file = (folder / path).resolve()
+    file = (folder / path.replace("\0", "\ufffd")).resolve()
     if not file.is_relative_to(folder) or not file.is_file():
         raise not_found("file", path)
     fixed = not path.endswith("timestamp.json")

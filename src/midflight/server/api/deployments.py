@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from midflight.server import deployments as making
+from midflight.server.access.approvals import approver, demands_two
 from midflight.server.api.deps import Actor, DbSession, require
 from midflight.server.api.devices import membership_view
 from midflight.server.api.editing import shown
@@ -138,7 +139,7 @@ def create(body: NewDeployment, request: Request, session: DbSession, actor: Wri
         session,
         content,
         policy,
-        actor.id,
+        actor.person or actor.id,
         datetime.now(UTC),
         starts=body.starts,
         expedite=body.expedite,
@@ -290,12 +291,14 @@ def revert(deployment: str, request: Request, session: DbSession, actor: Writer)
 
 @router.post("/{deployment}/approve", responses={404: {}, 409: {}})
 def approve(deployment: str, body: Word, request: Request, session: DbSession, actor: Approver) -> DeploymentView:
-    """Approve or reject it, or one of its rings. A person counts once, whichever of their tokens speaks."""
-    person = actor.person or actor.id
+    """Approve or reject it, or one of its rings. A person counts once. Where two must approve, whoever asked for the
+    deployment is neither of them."""
     row = _row(session, deployment, lock=True)
     ring = -1 if body.ring is None else body.ring
 
     def change(live: Live, _situation: rollout.Situation, now: datetime) -> m.Deployment:
+        two = demands_two(live.policy, live.content, body.ring)
+        person = approver(actor, row.created_by, two, body.approved)
         approved = rollout.approve(live.deployment, m.Approval(person, now, body.approved, body.ring))
         session.merge(
             ApprovalRow(

@@ -145,6 +145,7 @@ def _act(request: Request, actor: Actor, body: bytes, outcome: str) -> audit.Act
 
 def _record_refusal(session: Session, act: audit.Act) -> None:
     session.rollback()
+    session.connection(execution_options={"writing": True})
     audit.record(session, act)
     session.commit()
 

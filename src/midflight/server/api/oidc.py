@@ -81,9 +81,10 @@ def complete(
             account = oidc.account_for(session, client.provider.issuer, person, now)
             made = accounts.open_session(session, account, source, agent, now, how=client.provider.issuer)
     except OidcRefused as refusal:
-        with database.write() as session:
-            act = audit.Act("nobody", "", source, "login", outcome="refused", detail={"why": str(refusal)})
-            audit.record(session, act)
+        if refusal.person:
+            act = audit.Act("nobody", "", source, "login", refusal.person, "refused", {"why": str(refusal)})
+            with database.write() as session:
+                audit.record(session, act)
         raise Problem(403, "login-refused", str(refusal)) from None
     response = RedirectResponse(settings.public_url.rstrip("/") + "/", 303)
     set_cookie(request, response, made)
