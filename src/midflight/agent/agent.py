@@ -37,7 +37,7 @@ _COMPARED = sys.platform == "win32"
 _ORDERS_EVERY = 1.0
 _FLUSH_EVERY = 0.5
 _MOST_PLAIN = 10_000
-_SLICE = 0.005
+_SLICE = 0.002
 """Seconds of background work between two looks at what happened."""
 _RESCAN_SHARE, _RESCAN_STRETCH = 1000.0, 10.0
 """The look at all processes is repeated after the time that is set, or after this many times what it took (0.1 % of one
@@ -138,9 +138,7 @@ class Agent:
         if self._state.lost:
             self._tell(Notice("problem", self._state.lost))
         if not self._events.tells_how_processes_end and not _COMPARED:
-            self._tell(
-                Notice("problem", "how processes end is not known here: crashes are not noticed, only probes are")
-            )
+            self._tell(Notice("problem", "how processes end is not told here: crashes are not noticed"))
         for outcome in self._patcher.recover():
             what = f"process {outcome.pid}, which carries what an earlier run put there"
             self._tell(Notice("problem", f"{what}: {outcome.reason}"))
@@ -220,7 +218,7 @@ class Agent:
     # -- looking and applying ----------------------------------------------------------------------------------------
 
     def _due_looks(self) -> None:
-        until = time.monotonic() + 10 * _SLICE
+        until = time.monotonic() + 20 * _SLICE
         while (look := self._looks.due(time.monotonic())) is not None:
             self._look(look, young=not look.retry)
             if time.monotonic() > until:
@@ -363,7 +361,7 @@ class Agent:
         self._take_out(keys, why)
 
     def _take_out(self, keys: list[Key], why: str) -> None:
-        outcomes = self._patcher.take_out(keys)
+        outcomes = self._patcher.take_out(keys, lambda: self._service.alive(self._status()))
         out = [o for o in outcomes if o.outcome == "reverted"]
         left = [o for o in outcomes if o.outcome == "failed"]
         text = ", ".join(map(show, keys))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -85,11 +85,18 @@ class Patcher:
         patience = self._patience if tries > 1 else min(_FIRST_PATIENCE, self._patience)
         return apply(process, hotpatch, self._files, Limits(busy=patience))
 
-    def take_out(self, keys: Collection[Key]) -> list[Outcome]:
-        """Take hotpatches out of all processes of this machine."""
+    def take_out(self, keys: Collection[Key], alive: Callable[[], None]) -> list[Outcome]:
+        """Take hotpatches out of all processes of this machine; ``alive`` is called before each, since busy ones take
+        their time, and there may be a thousand."""
+
+        def one_by_one() -> Iterator[LiveProcess]:
+            for process in self.processes():
+                alive()
+                yield process
+
         limits = Limits(busy=self._patience)
         return revert_everywhere(
-            self.processes(), lambda ledger: (ledger.record.name, ledger.record.sequence) in keys, self._files, limits
+            one_by_one(), lambda ledger: (ledger.record.name, ledger.record.sequence) in keys, self._files, limits
         )
 
     def recover(self) -> list[Outcome]:
