@@ -62,8 +62,8 @@ def fixes(tmp_path_factory: pytest.TempPathFactory) -> Fixes:
         return {"target.c": PROGRAM.replace("x * 0 + 1;", f"x * 0 + {value};")}
 
     before = {"target.c": PROGRAM}
-    first = lab.fix("answers", before, fixed(2), MAKE)
-    second = lab.fix("answers", before, fixed(3), MAKE, sequence=2)
+    first = lab.fix("fleet-answers", before, fixed(2), MAKE)
+    second = lab.fix("fleet-answers", before, fixed(3), MAKE, sequence=2)
     tree = lab.tree("baseline", fixed(2))
     subprocess.run(["sh", "-ec", MAKE], cwd=tree, check=True, capture_output=True)
     return Fixes(first, second, tree / "target")
@@ -79,4 +79,4 @@ def server(tmp_path: Path) -> Iterator[ControlServer]:
 def publish(server: ControlServer, fixes: Fixes, sequence: int = 1) -> Content:
     """One of the hotpatches, published."""
     fix = fixes.first if sequence == 1 else fixes.second
-    return server.publisher.hotpatch(fix.hotpatch, "answers", sequence, fixes.images)
+    return server.publisher.hotpatch(fix.hotpatch, "fleet-answers", sequence, fixes.images)

@@ -26,6 +26,8 @@ from midflight.trust.checkin import (
 
 NEWS_AFTER = 600.0
 """Seconds after which a number is told again though it moved little."""
+INVENTORY_LEAST = 30.0
+"""Seconds between two inventories, unless the server asks: programs come and go on a busy machine."""
 _MOST_IMAGES, _MOST_PATCHES, _MOST_BARS, _MOST_VIOLATIONS, _MOST_PROBES = 5000, 2000, 500, 200, 500
 
 
@@ -129,8 +131,10 @@ def tell_state(new: State, told: Told, now: float) -> State:
 
 
 def tell_inventory(new: tuple[ImageReport, ...], told: Told, now: float) -> tuple[ImageReport, ...]:
-    """The inventory to tell: the old one again, where only the numbers of processes moved."""
+    """The inventory to tell: the old one again, where only the numbers of processes moved, and for a moment always."""
     old = told.inventory
+    if old is not None and now - told.inventory_at < INVENTORY_LEAST:
+        return old
     if old is None or now - told.inventory_at >= NEWS_AFTER:
         return new
     return old if [replace(i, processes=0) for i in old] == [replace(i, processes=0) for i in new] else new
@@ -150,7 +154,7 @@ def plain(words: str, most: int = 1000) -> str:
     try:
         return text(0, most)(line)
     except FieldError:
-        return line.encode("ascii", "backslashreplace").decode()[:most]
+        return "".join(c if c.isascii() and c.isprintable() else ascii(c)[1:-1] for c in line)[:most]
 
 
 def _word(bar: LocalBar) -> str:
