@@ -146,7 +146,7 @@ class ControlServer:
 
     def tell(
         self,
-        device: str,
+        to: str,
         *actions: Action,
         windows: tuple[Window, ...] = (),
         policy: Mapping[str, object] | None = None,
@@ -156,11 +156,11 @@ class ControlServer:
     ) -> bytes:
         """Have new instructions for a device from now on; returns their envelope."""
         with self.lock:
-            known = self.devices[device]
+            known = self.devices[to]
             known.told_sequence += 1
             issued = now()
             instructions = Instructions(
-                device, issued, issued + lifetime, known.told_sequence, self.interval, windows, tuple(actions),
+                to, issued, issued + lifetime, known.told_sequence, self.interval, windows, tuple(actions),
                 {**POLICY, **(policy or {})},
             )  # fmt: skip
             known.told = sign_instructions(replace(instructions, **changes), [signer or self.instruction_key])

@@ -104,7 +104,9 @@ def test_a_crash_takes_it_out_and_the_server_hears_of_it_and_lifts_the_bar(
             assert outcome.reason == "crashed" and "SIGSEGV" in outcome.detail
             server.after_check_ins()
             state = server.device().state
-            assert state is not None and [(bar.sha256, bar.reason) for bar in state.bars] == [(content.sha256, "crashed")]
+            assert state is not None and [(bar.sha256, bar.reason) for bar in state.bars] == [
+                (content.sha256, "crashed")
+            ]
             assert [probe.healthy for probe in state.health] == [False]
             server.tell(id, apply(content, "act-2"))
             assert server.outcome("refused", "act-2").reason == "barred"

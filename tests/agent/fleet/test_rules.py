@@ -172,16 +172,16 @@ def test_what_the_server_said_counts_and_not_the_wall_clock() -> None:
 
 def test_no_server_makes_a_device_hurry_or_fall_silent() -> None:
     assert pace.after_answer(0) == 1 and pace.after_answer(300) == 300 and pace.after_answer(10**9) == 86400
-    assert pace.after_refusal("120", 1, lambda: 0.5) == 120
-    assert pace.after_refusal("99999999999", 1, lambda: 0.5) == 3600
-    assert pace.after_refusal("Thu, 01 Jan 2026", 1, lambda: 0.5) == pace.after_failure(1, lambda: 0.5)
+    assert pace.after_refusal("120", 1, 300, lambda: 0.5) == 120
+    assert pace.after_refusal("99999999999", 1, 300, lambda: 0.5) == 3600
+    assert pace.after_refusal("Thu, 01 Jan 2026", 1, 300, lambda: 0.5) == pace.after_failure(1, 300, lambda: 0.5)
 
 
-@given(st.integers(1, 1000), st.floats(0, 1, allow_nan=False))
-def test_waits_grow_and_end(failures: int, drawn: float) -> None:
-    wait = pace.after_failure(failures, lambda: drawn)
-    assert 1 <= wait <= pace.CAP
-    assert pace.after_failure(failures, lambda: 1.0) >= pace.after_failure(max(1, failures - 1), lambda: 1.0)
+@given(st.integers(1, 1000), st.integers(1, 86400), st.floats(0, 1, allow_nan=False))
+def test_waits_grow_and_end(failures: int, interval: int, drawn: float) -> None:
+    assert 1 <= pace.after_failure(failures, interval, lambda: drawn) <= pace.CAP
+    longest = pace.after_failure(failures, interval, lambda: 1.0)
+    assert longest >= pace.after_failure(max(1, failures - 1), interval, lambda: 1.0)
 
 
 def test_restarts_are_the_policys() -> None:

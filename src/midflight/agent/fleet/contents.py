@@ -16,7 +16,7 @@ from midflight.patch.hotpatch import Hotpatch, read_vouched
 from midflight.patch.signature import PublicKey
 from midflight.process.faults import point
 from midflight.trust.content import Catalog, Content
-from midflight.trust.errors import ContentAltered, ContentError
+from midflight.trust.errors import ContentError
 from midflight.trust.pinning import Timeouts
 from midflight.trust.serverrecord import ServerRecord
 
@@ -27,6 +27,12 @@ class DiskFull(ContentError):
     """There is no room for a download, which goes on where it stopped when there is."""
 
     reason = "disk_low"
+
+
+class Mismatch(ContentError):
+    """Content is not what its description says: signed so, and no matter of how it came here."""
+
+    reason = "content_mismatch"
 
 
 class Contents:
@@ -121,14 +127,14 @@ class Contents:
         """A hotpatch that was fetched, if it is what its description says.
 
         Raises:
-            ContentAltered: it is not.
+            Mismatch: it is not.
             PatchFileError: it cannot be read.
         """
         hotpatch = self.hotpatch(content.sha256, path)
         manifest, about = hotpatch.manifest, content.about
         images = {target.build_id for target in manifest.targets}
         if (manifest.name, manifest.sequence) != (about.name, about.sequence) or images != set(about.images):
-            raise ContentAltered(
+            raise Mismatch(
                 f"{content.path} is {manifest.name} {manifest.sequence}, and was signed as {about.name} "
                 f"{about.sequence}, or for other images; publish it with its own description"
             )

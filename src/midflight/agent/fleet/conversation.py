@@ -35,6 +35,7 @@ class Conversation:
         self._channel: Channel | None = None
         self._told = Told()
         self._failures = 0
+        self._interval = float(place.enrolled.interval_s)
         self._next = self._not_before = 0.0
         self.trouble = ""
         """Why the certificate could not be renewed; empty: it could, or need not."""
@@ -76,7 +77,7 @@ class Conversation:
             answer = self._exchange(held, state, inventory)
         except Declined as error:
             self._failures += 1
-            wait = pace.after_refusal(error.retry_after, self._failures, self._draw)
+            wait = pace.after_refusal(error.retry_after, self._failures, self._interval, self._draw)
             if error.reason in FINAL:
                 self._records.remember({"revoked": error.reason})
                 wait = max(wait, 600.0 * (0.5 + self._draw()))
@@ -84,11 +85,13 @@ class Conversation:
             raise
         except (MidflightError, OSError):
             self._failures += 1
-            self._next = self._not_before = time.monotonic() + pace.after_failure(self._failures, self._draw)
+            wait = pace.after_failure(self._failures, self._interval, self._draw)
+            self._next = self._not_before = time.monotonic() + wait
             raise
         self._failures = 0
         self._not_before = 0.0
-        self._next = time.monotonic() + pace.after_answer(answer.interval_s)
+        self._interval = pace.after_answer(answer.interval_s)
+        self._next = time.monotonic() + self._interval
         self._was_heard()
         return answer
 

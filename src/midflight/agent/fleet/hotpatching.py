@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from midflight.agent.fleet.contents import Contents, DiskFull
+from midflight.agent.fleet.contents import Contents, DiskFull, Mismatch
 from midflight.agent.fleet.decisions import Decision
 from midflight.agent.fleet.reasons import Code
 from midflight.agent.fleet.records import Ordered, Records
@@ -20,7 +20,7 @@ from midflight.errors import MidflightError, PatchFileError
 from midflight.patch.hotpatch import Hotpatch
 from midflight.trust.checkin import Outcome, Result
 from midflight.trust.content import Catalog, Content
-from midflight.trust.errors import ContentAltered, ContentError
+from midflight.trust.errors import ContentError
 
 LARGE = 4 << 20
 """Bytes from which on a download is told of before it begins."""
@@ -121,7 +121,7 @@ class Hotpatching:
         what = action.target or ""
         try:
             hotpatch = self._contents.described(content, self._contents.fetch(content))
-        except (ContentAltered, PatchFileError) as error:
+        except (Mismatch, PatchFileError) as error:
             self._post(action.id, action.deployment, "refused", Code.CONTENT_MISMATCH, str(error))
             self.problems[what] = str(error)
             return None

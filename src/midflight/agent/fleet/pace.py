@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 SHORTEST, LONGEST = 1.0, 86400.0
 """Seconds between two check-ins, whatever the server says."""
-BASE, CAP = 5.0, 900.0
+SHARE, LEAST_BASE, CAP = 0.1, 1.0, 900.0
+"""Back-off begins at a tenth of the interval that the server set: who has many devices sets a long one."""
 LONGEST_RETRY_AFTER = 3600.0
 
 
@@ -20,17 +21,23 @@ def after_answer(interval_s: int) -> float:
     return min(max(float(interval_s), SHORTEST), LONGEST)
 
 
-def after_failure(failures: int, draw: Callable[[], float], base: float = BASE, cap: float = CAP) -> float:
-    """Seconds until the next try, after so many failures in a row (at least 1); ``draw`` gives 0 to 1."""
-    return max(SHORTEST, draw() * min(cap, base * 2.0 ** min(failures, 30)))
+def after_failure(failures: int, interval_s: float, draw: Callable[[], float]) -> float:
+    """Seconds until the next try, after so many failures in a row (at least 1).
+
+    Args:
+        interval_s: what the server said last.
+        draw: gives a number from 0 to 1.
+    """
+    base = max(LEAST_BASE, SHARE * interval_s)
+    return max(SHORTEST, draw() * min(CAP, base * 2.0 ** min(failures, 30)))
 
 
-def after_refusal(retry_after: str, failures: int, draw: Callable[[], float]) -> float:
+def after_refusal(retry_after: str, failures: int, interval_s: float, draw: Callable[[], float]) -> float:
     """Seconds until the next try, after an answer that was no: the header Retry-After (RFC 9110 10.2.3, in seconds;
     a date is not used by our server) counts, else as after a failure."""
     if retry_after.isascii() and retry_after.isdigit():
         return min(max(float(retry_after[:9]), SHORTEST), LONGEST_RETRY_AFTER)
-    return after_failure(failures, draw)
+    return after_failure(failures, interval_s, draw)
 
 
 def poll(left: float, elapsed: float) -> float:

@@ -51,6 +51,8 @@ from midflight.trust.instructions import Instructions
 REFRESH = 3600.0
 """Seconds after which the repository's metadata is asked for again: revocations come by it."""
 REFRESH_LEAST = 15.0
+AGAIN = 10.0
+"""Seconds, on average, after which what went wrong here is tried again."""
 QUIET = 60.0
 """Seconds between two looks at what came of orders, when nothing is on its way."""
 OFFLINE = 15.0
@@ -172,7 +174,7 @@ class Sync:
         else:
             self._problems.pop(what, None)
             return True
-        self._work_at = time.monotonic() + pace.after_failure(3, self._draw)
+        self._work_at = time.monotonic() + AGAIN * (0.5 + self._draw())
         return False
 
     def _problem(self, what: str, text: str) -> None:
@@ -268,7 +270,7 @@ class Sync:
         if now >= self._refresh_at:
             self._refresh_at = now + REFRESH * (0.9 + 0.2 * self._draw())
             if not self._guarded("content", self._refresh):
-                self._refresh_at = now + max(REFRESH_LEAST, pace.after_failure(6, self._draw))
+                self._refresh_at = now + REFRESH_LEAST * (1.0 + self._draw())
         if self._guarded("content-kept", self._contents.known):
             return self._contents.catalog
         if self._refreshed_at + REFRESH_LEAST < now:
