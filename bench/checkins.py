@@ -77,7 +77,7 @@ def main() -> None:
         url = server.create()
         made = install(folder / "server", database=url, listen="127.0.0.1:18443", public_url="https://bench.invalid")
         with (made.settings.folder / FILE_NAME).open("a") as file:
-            file.write("tls = false\nembedded_worker = false\n")
+            file.write("tls = false\n")
         settings = Settings.load(made.settings.folder)
         database = Database(url)
         flat = []

@@ -14,6 +14,9 @@ from midflight.server.settings import Settings
 from midflight.server.store.database import Database
 from midflight.server.store.migrate import require_newest
 
+BACKLOG = 256
+"""Connections that may wait to be accepted. Beyond it the kernel lets clients try again in a second or three: in a
+stampede that is better than a queue in which everybody waits until they have given up."""
 FOLDER = "MIDFLIGHT_SERVER_FOLDER"
 """Environment variable that names the server's folder to serving processes."""
 
@@ -58,7 +61,7 @@ def serve(settings: Settings, say: Callable[[str], None], processes: int = 1) ->
         log_level="warning",
         access_log=False,
         server_header=False,
-        backlog=4096,
+        backlog=BACKLOG,
         ssl_certfile=settings.path(settings.tls_certificate) if settings.tls else None,
         ssl_keyfile=settings.path(settings.tls_key) if settings.tls else None,
     )
