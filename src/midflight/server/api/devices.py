@@ -162,7 +162,8 @@ def one(device: str, request: Request, response: Response, session: DbSession, _
     if row is None:
         raise not_found("device", device)
     shown(request, response, row[0])
-    full = DeviceFull.model_validate(row[0])
+    columns = set(DeviceFull.model_fields) & set(Device.__mapper__.columns.keys()) - {"governance"}
+    full = DeviceFull(**{name: getattr(row[0], name) for name in columns})
     found = session.get_one(Compliance, device)
     members = session.execute(
         select(Membership).where(Membership.device_id == device).order_by(Membership.deployment_id.desc()).limit(50)
