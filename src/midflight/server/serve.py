@@ -59,6 +59,8 @@ def serve(settings: Settings, say: Callable[[str], None], processes: int = 1) ->
         port=port,
         workers=processes,
         log_level="warning",
+        # an idle browser or agent does not answer the end of its TLS connection; nobody waits for it longer
+        timeout_graceful_shutdown=5,
         access_log=False,
         server_header=False,
         backlog=BACKLOG,

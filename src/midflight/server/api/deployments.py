@@ -20,7 +20,14 @@ from midflight.server.api.idempotency import IdempotentRoute
 from midflight.server.api.paging import After, Limit, Page, page
 from midflight.server.api.problems import Problem, not_found
 from midflight.server.api.scopes import Scope
-from midflight.server.api.views import DeploymentView, MembershipView, RingView, why
+from midflight.server.api.views import (
+    ApprovalView,
+    DeploymentFull,
+    DeploymentView,
+    MembershipView,
+    RingView,
+    why,
+)
 from midflight.server.checkin.receive import CheckIns
 from midflight.server.domain import model as m
 from midflight.server.domain import rollout
@@ -156,11 +163,27 @@ def _row(session: Session, id: str, lock: bool = False) -> Deployment:
 
 
 @router.get("/{deployment}", responses={304: {}, 404: {}})
-def one(deployment: str, request: Request, response: Response, session: DbSession, _actor: Reader) -> DeploymentView:
+def one(deployment: str, request: Request, response: Response, session: DbSession, _actor: Reader) -> DeploymentFull:
     """One deployment."""
     row = _row(session, deployment)
     shown(request, response, row)
-    return view(row)
+    said = session.scalars(select(ApprovalRow).where(ApprovalRow.deployment_id == deployment).order_by(ApprovalRow.at))
+    return DeploymentFull(
+        **view(row).model_dump(),
+        rings=row.rings,
+        approvals=[
+            ApprovalView(
+                person=word.person,
+                ring=None if word.ring < 0 else word.ring,
+                approved=word.approved,
+                comment=word.comment,
+                at=word.at,
+            )
+            for word in said
+        ],
+        first_offer=row.first_offer,
+        audience=row.audience,
+    )
 
 
 @router.get("/{deployment}/rings")

@@ -101,6 +101,27 @@ class DeploymentView(BaseModel):
     version: int
 
 
+class ApprovalView(BaseModel):
+    """A person's word on a deployment, or on one of its rings."""
+
+    person: str
+    ring: int | None
+    approved: bool
+    comment: str
+    at: datetime
+
+
+class DeploymentFull(DeploymentView):
+    """A deployment with the rings that it began with, and what people said of it."""
+
+    rings: list[dict[str, Any]]
+    approvals: list[ApprovalView]
+    first_offer: datetime | None
+    """When its first ring was opened."""
+    audience: dict[str, Any] | None
+    """What narrows the policy's audience."""
+
+
 class Changed(BaseModel):
     """The answer to an edit of many things."""
 
