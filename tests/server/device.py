@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastapi.testclient import TestClient
-from httpx2 import Response
+from httpx2 import Client, Response
 
 from midflight.trust import checkin, enrollment
 from midflight.trust.checkin import ImageReport, Outcome, State
@@ -25,7 +24,7 @@ LIBC = ImageReport("c1" * 20, "/usr/lib/x86_64-linux-gnu/libc.so.6", "libc6", "2
 class Device:
     """One device; ``client`` is the way to the server."""
 
-    def __init__(self, client: TestClient, folder: Path, key: PublicKey, name: str = "web-1") -> None:
+    def __init__(self, client: Client, folder: Path, key: PublicKey, name: str = "web-1") -> None:
         self.client = client
         self.folder = folder
         self._key = key
