@@ -42,6 +42,10 @@ ANYBODY_KNOWN = {("GET", "/api/v1/session"), ("POST", "/api/v1/logout")}
 """For whoever is signed in or shows a token."""
 STATIC = ("/repo", "/static")
 """Public files."""
+PAGES = "midflight.server.console."
+"""Where the console's pages are from. They have no scopes of their own: each asks the routes here, as the person that
+looks at it."""
+OPEN_PAGES = {("GET", "/login"), ("POST", "/login"), ("POST", "/logout"), ("POST", "/preferences")}
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Rule:
     method: str
     path: str
     scopes: frozenset[Scope]
+    page: bool = False
+    """Of the console."""
 
     def ask(self, client: TestClient) -> Response:
         """Send a request that names nothing that exists."""
@@ -65,7 +71,8 @@ def rules(app: FastAPI) -> Iterator[Rule]:
         dependant = getattr(context, "dependant", None)
         scopes = frozenset(_scopes(dependant)) if isinstance(dependant, Dependant) else frozenset()
         for method in sorted((context.methods or {"GET"}) - {"HEAD", "OPTIONS"}):
-            yield Rule(method, context.path or "", scopes)
+            page = getattr(getattr(context, "endpoint", None), "__module__", "").startswith(PAGES)
+            yield Rule(method, context.path or "", scopes, page)
 
 
 def _scopes(dependant: Dependant) -> Iterator[Scope]:
@@ -90,11 +97,24 @@ def test_every_route_has_a_rule(app: FastAPI) -> None:
     without = [
         (rule.method, rule.path)
         for rule in rules(app)
-        if not rule.scopes and (rule.method, rule.path) not in known and not rule.path.startswith(STATIC)
+        if not rule.scopes
+        and not rule.page
+        and (rule.method, rule.path) not in known
+        and not rule.path.startswith(STATIC)
     ]
     assert without == [], "give them require(Scope.…), or name them here with the reason"
     assert all((rule.method, rule.path) not in known for rule in guarded(app))
     assert len(guarded(app)) >= 25
+
+
+def test_a_page_shows_nobody_anything_and_does_nothing_by_itself(app: FastAPI, client: TestClient) -> None:
+    pages = [rule for rule in rules(app) if rule.page and not rule.path.startswith(STATIC)]
+    assert len(pages) >= 60 and not any(rule.scopes for rule in pages)
+    for rule in pages:
+        if (rule.method, rule.path) not in OPEN_PAGES:
+            answer = rule.ask(client)
+            assert (answer.status_code, answer.headers["location"].partition("?")[0]) == (303, "/login"), rule
+            assert answer.content == b""
 
 
 def test_no_route_that_changes_something_is_content_with_a_scope_to_read(app: FastAPI) -> None:

@@ -49,7 +49,9 @@ def compliance_history(session: Session, now: datetime, length: timedelta, polic
     today = select(Compliance.state, func.count()).group_by(Compliance.state)
     if policy is not None:
         today = today.where(Compliance.policy_id == policy)
-    counts: Counter[str] = Counter(dict(session.execute(today).tuples().all()))
+    counts: Counter[str] = Counter()
+    for state, count in session.execute(today):
+        counts[state] = count
     changes = _changes(session, begin, step, policy)
     arrivals = _arrivals(session, begin, step, policy)
     points = [Standing(now, _some(counts))]
