@@ -116,7 +116,7 @@ def devices_of(server: Server, folder: Path, count: int) -> list[Device]:
         _, token = invite(session, "test", datetime.now(UTC), uses=count)
     database.close()
     key = load_public_key(server.settings.path(server.settings.instruction_key).with_suffix(".pub"))
-    devices = [Device(server.open, folder / f"device-{n}", key, f"web-{n}") for n in range(count)]  # type: ignore[arg-type]
+    devices = [Device(server.open, folder / f"device-{n}", key, f"web-{n}") for n in range(count)]
     for device in devices:
         assert device.enroll(token).status_code == 200
         device.check_in()
