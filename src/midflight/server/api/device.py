@@ -36,6 +36,8 @@ from midflight.trust.errors import TrustError
 
 router = APIRouter(tags=["devices' own"], include_in_schema=False)
 _JSON = "application/json"
+_SMALL = 64 << 10
+"""Bodies up to this are read even when their sender is sent away."""
 
 
 @router.post(ENROLL_PATH)
@@ -126,6 +128,9 @@ class CheckInGate:
             await _respond(send, 405, problem_body(405, "method-not-allowed", "check-ins are POSTed"), MEDIA_TYPE)
             return
         if self._running >= self._limit:
+            if _declared(scope) <= _SMALL:
+                # A connection that is closed with something unread is reset, and the answer may be lost with it.
+                await _read(receive, _SMALL)
             await self._away(send, "overloaded", "the server has more to do than it can; come again")
             return
         self._running += 1
@@ -159,6 +164,14 @@ class CheckInGate:
     async def _away(self, send: Send, code: str, text: str) -> None:
         after = pace.retry_after(self._mean_s, self._random)
         await _respond(send, 503, problem_body(503, code, text), MEDIA_TYPE, [(b"retry-after", str(after).encode())])
+
+
+def _declared(scope: Scope) -> int:
+    """The length of the body by its header; a large number when there is none."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return 1 << 62
 
 
 async def _read(receive: Receive, most: int) -> bytes | None:
