@@ -83,3 +83,13 @@ def test_easy_passwords_and_unknown_scopes_are_refused_with_what_to_do(
     run(capsys, "user", "add", str(folder), "root", "--role", "admin", "--generate")
     for scope, says in (("devices:fly", "there is no scope"), ("accounts:write", "needs a person")):
         assert says in str(run(capsys, "token", "add", str(folder), "root", "x", "--scope", scope, status=2))
+
+
+def test_an_upgrade_makes_the_keys_that_an_older_server_lacks_and_keeps_the_others(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "master.key").unlink()
+    kept = {path: path.read_bytes() for path in (folder / "tokens").iterdir()}
+    run(capsys, "upgrade", str(folder))
+    assert len((folder / "master.key").read_bytes()) == 32
+    assert {path: path.read_bytes() for path in (folder / "tokens").iterdir()} == kept

@@ -19,11 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Carry out the command; returns the exit status."""
+    from midflight.server.outputs import keys as output_keys
     from midflight.server.settings import Settings
     from midflight.server.store.database import Database
     from midflight.server.store.migrate import upgrade
 
-    database = Database(Settings.load(args.folder).database_url)
+    settings = Settings.load(args.folder)
+    output_keys.create(settings)  # those that an older version did not have
+    database = Database(settings.database_url)
     try:
         database.check()
         before, after = upgrade(database)

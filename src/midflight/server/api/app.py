@@ -73,7 +73,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.state.keys = keys.load(settings)
     checkins = CheckIns(db, settings, app.state.keys.signers)
     app.state.checkins = checkins
-    app.add_middleware(SafeHeaders, https=settings.public_url.startswith("https:"))
+    app.add_middleware(SafeHeaders, public_url=settings.public_url)
     app.add_middleware(CheckInGate, checkins=checkins, settings=settings)
     problems.install(app)
     for name in ROUTERS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _ALWAYS = (
@@ -19,9 +21,12 @@ _TRANSPORT = (b"strict-transport-security", b"max-age=31536000")
 class SafeHeaders:
     """Adds them, where the route has not set its own."""
 
-    def __init__(self, app: ASGIApp, https: bool) -> None:
+    def __init__(self, app: ASGIApp, public_url: str) -> None:
         self._app = app
-        self._added = (*_ALWAYS, _POLICY, *((_TRANSPORT,) if https else ()))
+        parts = urlsplit(public_url)
+        # it holds for all ports of a host, so "localhost" must not have it: other programs serve http there
+        strict = parts.scheme == "https" and parts.hostname not in (None, "localhost", "127.0.0.1", "::1")
+        self._added = (*_ALWAYS, _POLICY, *((_TRANSPORT,) if strict else ()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand the request on, and complete the answer."""
