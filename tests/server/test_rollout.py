@@ -328,3 +328,24 @@ def test_lists_are_read_page_by_page(fleet: Fleet, new_device: Make) -> None:
         after = f"&after={page['next']}"
     assert found == names
     assert fleet.admin.get("/api/v1/devices?after=nonsense").status_code == 422
+
+
+@on_sqlite
+def test_a_window_that_is_far_away_is_not_taken_for_none(fleet: Fleet, new_device: Make) -> None:
+    device = new_device()
+    start = (datetime.now(UTC) + timedelta(days=40)).strftime("%Y-%m-%dT02:00:00")
+    yearly = {"rrule": "FREQ=YEARLY", "start": start, "duration": "PT3H"}
+    over = {"rrule": "FREQ=DAILY;COUNT=1", "start": "2020-01-01T02:00:00", "duration": "PT3H"}
+    deployment, content = fleet.deploy(fleet.policy(windows=[yearly]))
+    device.check_in()
+    assert device.instructions is not None and device.orders == [("apply", content.path)]
+    (window,) = device.instructions.windows
+    assert timedelta(days=38) < window.start - datetime.now(UTC) < timedelta(days=42)
+    (line,) = fleet.get(f"/deployments/{deployment}/devices")["items"]
+    assert line["why"]["reason"] in ("awaiting_window", "no_window")
+    policy = fleet.get("/policies")["items"][0]
+    document = policy["document"] | {"windows": [over]}
+    body = {"name": "web", "document": document}
+    fleet.admin.put(f"/api/v1/policies/{policy['id']}", json=body, headers={"If-Match": "*"}).raise_for_status()
+    device.check_in()
+    assert [window.start.year for window in device.instructions.windows] == [2099]

@@ -29,6 +29,7 @@ MARGIN = timedelta(hours=12)
 AHEAD = timedelta(days=14)
 """Maintenance windows are sent for so long ahead."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NEVER = m.Interval(datetime(2099, 1, 1, tzinfo=UTC), datetime(2099, 1, 1, 1, tzinfo=UTC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def _decided(
         expires=issued + LIFETIME,
         sequence=1,
         interval_s=policy.check_in_s if policy else 300,
-        windows=tuple(_whole(span) for span in spans if span.start < now + AHEAD)[:100],
+        windows=_windows(policy, device.timezone, spans, now),
         actions=actions,
         policy=_settings(policy, place) | {"lift_bars": sorted(lifted)},
     )
@@ -142,6 +143,19 @@ def _decided(
         active=any(action.begin_now for action in decided),
         interval_s=instructions.interval_s,
     )
+
+
+def _windows(policy: m.Policy | None, timezone: str, spans: Sequence[m.Interval], now: datetime) -> tuple[Window, ...]:
+    """The windows of the next days. Without any, a device may begin at any time: so a policy whose windows are
+    further away sends the next one, and one whose windows never open again sends one that is out of reach.
+    """
+    if policy is None or not policy.windows:
+        return ()
+    near = [span for span in spans if span.start < now + AHEAD][:100]
+    if not near:
+        following = windows.next_opening(policy.windows, timezone, now)
+        near = [following or _NEVER]
+    return tuple(_whole(span) for span in near)
 
 
 def _whole(span: m.Interval) -> Window:
@@ -165,8 +179,13 @@ def _settings(policy: m.Policy | None, place: Place) -> dict[str, object]:
 
 
 def _digest(instructions: Instructions) -> str:
-    """Windows are left out that only came into view because time went on: the first ones decide."""
+    """Windows are left out that open after the instructions have ended: they come into view because time goes on."""
+    near = tuple(window for window in instructions.windows if window.start < instructions.expires)
     bare = replace(
-        instructions, issued=_EPOCH, expires=_EPOCH + timedelta(days=1), sequence=1, windows=instructions.windows[:1]
+        instructions,
+        issued=_EPOCH,
+        expires=_EPOCH + timedelta(days=1),
+        sequence=1,
+        windows=near or instructions.windows[:1],
     )
     return sha256(canonical(encode_instructions(bare).decode())).hexdigest()
