@@ -80,7 +80,11 @@ def service(machine: Path) -> Iterator[Path]:
     try:
         shutil.copy(PROGRAMS / "test.pub", config_folder() / "trust.d")
         sc("start", winservice.NAME)
-        until(lambda: "started: " in log() and "in force: nothing" in log(), "started")
+        try:
+            until(lambda: "started: " in log() and "in force: nothing" in log(), "started")
+        except AssertionError:
+            print(log())
+            raise
         yield hotpatch_folder()
     finally:
         midflight("agent", "uninstall", status=None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from midflight.agent.orders import Orders
 from midflight.errors import MidflightError
+from midflight.machine.ownership import changeable_by
 from midflight.patch.hotpatch import Hotpatch, read_hotpatch
 from midflight.patch.signature import PublicKey
 from midflight.trust.keys import load_public_key
@@ -42,7 +43,9 @@ class HotpatchFolder:
         """See the protocol."""
         try:
             files = _marks(self._path, SUFFIX)
-            trouble = ""
+            other = changeable_by(self._path)
+            # Nobody can bring in what no trusted key signed; but what is missing, or old, is missing or old.
+            trouble = f"can be changed by others ({other}): they can take hotpatches away" if other else ""
         except OSError as error:
             # A file system that is away for a moment is no order to take everything out.
             files = {path: mark for path, (mark, _) in self._read.items()}
