@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -100,3 +101,16 @@ def test_a_test_that_cannot_run_fails(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "1 failed, 1 passed, 2 errors" in done.stdout
     assert "did not run: no compiler" in done.stdout
+
+
+def test_an_agent_without_a_server_loads_nothing_of_the_fleet(tmp_path: Path) -> None:
+    """It is to be small, and to run where those libraries are not (tests/wine)."""
+    code = (
+        "import sys, midflight.cli.agent, midflight.agent.agent, midflight.agent.folder, midflight.agent.state\n"
+        "from midflight.cli.agent_server import enrolled_here\n"
+        "assert enrolled_here() is None\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('tuf', 'requests', 'urllib3', 'sqlalchemy')])\n"
+    )
+    environment = {**os.environ, "MIDFLIGHT_STATE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -80,11 +80,8 @@ def service(machine: Path) -> Iterator[Path]:
     try:
         shutil.copy(PROGRAMS / "test.pub", config_folder() / "trust.d")
         sc("start", winservice.NAME)
-        try:
-            until(lambda: "started: " in log() and "in force: nothing" in log(), "started")
-        except AssertionError:
-            print(log())
-            raise
+        until(lambda: "in force: nothing" in log() or "failed: " in log(), "started")
+        assert "failed: " not in log(), log()
         yield hotpatch_folder()
     finally:
         midflight("agent", "uninstall", status=None)

@@ -64,10 +64,14 @@ def run(args: argparse.Namespace, out: Output, settings: Settings) -> int:
 
 def enrolled_here() -> Enrolled | None:
     """The server of this device, if it has one."""
-    from midflight.agent.fleet.enrollment import FOLDER, load
+    from midflight.agent.fleet import FOLDER
     from midflight.machine.places import state_folder
 
-    return load(state_folder()) if (state_folder() / FOLDER).exists() else None
+    if not (state_folder() / FOLDER).exists():
+        return None
+    from midflight.agent.fleet.enrollment import load
+
+    return load(state_folder())
 
 
 def make_sync(enrolled: Enrolled, settings: Settings, tell: Tell) -> tuple[Sync, FleetOrders]:
@@ -92,7 +96,8 @@ def make_sync(enrolled: Enrolled, settings: Settings, tell: Tell) -> tuple[Sync,
 
 
 def _enroll(args: argparse.Namespace, out: Output, settings: Settings) -> int:
-    from midflight.agent.fleet.enrollment import FOLDER, enroll, enroll_by_hand, forget
+    from midflight.agent.fleet import FOLDER
+    from midflight.agent.fleet.enrollment import enroll, enroll_by_hand, forget
     from midflight.errors import InputError
     from midflight.machine.ownership import make_closed_folder
     from midflight.machine.places import state_folder

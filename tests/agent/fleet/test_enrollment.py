@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from midflight.agent.fleet.enrollment import FOLDER, load
+from midflight.agent.fleet import FOLDER
+from midflight.agent.fleet.enrollment import load
 from midflight.trust.certificates import CertificateAuthority
 from midflight.trust.instructions import Instructions, sign_instructions
 from midflight.trust.mirror import mirror

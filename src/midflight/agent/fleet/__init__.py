@@ -11,3 +11,6 @@ records.py      what must survive: orders in force, what is staged, outcomes not
 report.py       what the server is told
 sync.py         the thread that does all of it; source.py hands its orders to the agent's loop
 """
+
+FOLDER = "server"
+"""Below the state of the agent: who this device is to its server. Here, so that an agent without one loads no TUF."""

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from midflight import __version__
+from midflight.agent.fleet import FOLDER
 from midflight.agent.fleet.facts import facts, machine, machine_id
 from midflight.errors import InputError
 from midflight.process.faults import point
@@ -38,8 +39,6 @@ from midflight.trust.keys import PublicKey
 from midflight.trust.pinning import Pin, PinnedClient, Reply, Timeouts, parse_pin, pin_of
 from midflight.trust.serverrecord import ServerRecord
 
-FOLDER = "server"
-"""Below the agent's folder of state."""
 _PROBLEM = "urn:midflight:problem"
 SERVER, TRUST, KEPT = "server.json", "trust", "instructions.dsse"
 
