@@ -71,7 +71,7 @@ lock: ## pin the newest versions of the Python packages anew
 	@scripts/bootstrap
 	$(BIN)/uv pip compile -q --upgrade pyproject.toml --all-extras --group dev --python-version 3.11 --universal --generate-hashes \
 	    --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements.lock
-	$(BIN)/uv pip compile -q --upgrade scripts/wine.in -c requirements.lock --python-version 3.11 \
+	$(BIN)/uv pip compile -q --upgrade scripts/wine.in --python-version 3.11 \
 	    --python-platform x86_64-pc-windows-msvc --generate-hashes --no-emit-index-url --no-emit-find-links \
 	    --no-annotate --no-header -o scripts/wine.lock
 	echo uv | $(BIN)/uv pip compile -q --upgrade - --python-version 3.11 --universal --generate-hashes \

@@ -8,10 +8,11 @@ What may be offered is decided here and nowhere else:
 
 - A disabled device gets nothing at all. Exclusion wins over everything but an order to take something out.
 - Only a deployment that offers (not scheduled, paused, halted, stopped, faulted) gives anything, to devices of open
-rings. - Nothing begins outside the device's maintenance window, unless expedited or past its deadline; the reason
-says which. - Of several contents of one kind for one package the newest counts: hotpatches are cumulative.
+  rings.
+- Nothing begins outside the device's maintenance window, unless expedited or past its deadline; the reason says which.
+- Of several contents of one kind for one package the newest counts: hotpatches are cumulative.
 - A revert is ordered at once, whatever the window: it needs no restart and no idle moment, and there is a reason for
-it.
+  it.
 """
 
 from __future__ import annotations
@@ -162,8 +163,9 @@ def decide(standing: Standing, plans: Sequence[Plan], windows: Sequence[Interval
     Args:
         standing: of the device.
         plans: the live deployments of the policy that governs it, and those it is still a member of
-        (:func:`compile_plans`). windows: the open and coming maintenance windows of its policy, in its time zone
-        (:func:`windows.schedule`). now: the time.
+            (:func:`compile_plans`).
+        windows: the open and coming maintenance windows of its policy, in its time zone (:func:`windows.schedule`).
+        now: the time.
     """
     if not plans:
         return NOTHING
