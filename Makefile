@@ -8,7 +8,7 @@ SERIAL := live or kills or soak
 # make matching
 SEEDS ?= 1000 1100
 
-.PHONY: help setup setup-test lint format unit live corpus corpus-quick test test-wine bench-wine matching bench demo clean lock reference
+.PHONY: help setup setup-test lint format unit live fleet test-fleet setup-fleet corpus corpus-quick test test-wine bench-wine matching bench demo clean lock reference
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -19,7 +19,12 @@ demo: ## watch a real server lose a real vulnerability under load, without a res
 	@scripts/bootstrap demo
 	@$(BIN)/python demo/run.py
 
-test: lint unit live corpus-quick ## everything that CI runs: lint, types, import rules, all tests (under 30 minutes)
+# What follows the fast tests waits more than it computes: two of these at a time, each shown when it ends.
+LANES := live test-wine fleet corpus-quick
+
+test: lint unit ## everything that CI runs: lint, types, import rules, all tests (under 30 minutes)
+	@echo "now $(LANES), two at a time; what they print comes when each has ended"
+	@$(MAKE) --no-print-directory --keep-going -j 2 --output-sync=target $(LANES)
 
 lint: ## ruff, mypy --strict, import-linter
 	@scripts/bootstrap
@@ -29,9 +34,9 @@ lint: ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 unit: setup-test ## the fast tests, two at a time
-	$(PYTEST) -n 2 -m "not corpus and not bench and not wine and not ($(SERIAL))"
+	$(PYTEST) -n 2 -m "not corpus and not bench and not wine and not fleet and not ($(SERIAL))"
 
-test-wine: ## the tests on Windows programs, run by a Windows Python under Wine (10 minutes, by itself)
+test-wine: ## the tests on Windows programs, run by a Windows Python under Wine
 	@scripts/bootstrap wine
 	@$(BIN)/python -m tests.wine.build
 	mkdir -p $(REPORTS) && scripts/wine -m pytest tests/wine -p no:cacheprovider --junitxml=$(REPORTS)/$@.xml
@@ -42,7 +47,13 @@ bench-wine: ## stopped time by thread count on Windows programs under Wine, for 
 	@scripts/wine -c "import sys; sys.path.insert(0, '.'); from bench.windows import main; main()"
 
 live: setup-test ## the tests on live processes: scenarios, kills at every step, soak
-	$(PYTEST) -m "($(SERIAL)) and not corpus"
+	$(PYTEST) -m "($(SERIAL)) and not corpus and not fleet"
+
+fleet: setup-fleet ## the fleet as a whole: server, agents in namespaces, database, nginx, browser
+	$(PYTEST) -m fleet
+
+test-fleet: setup-fleet ## all tests of the fleet alone: trust, agent, server, console, and the whole
+	$(PYTEST) tests/trust tests/agent tests/server tests/fleet
 
 corpus: ## real CVEs in real Debian packages, patched live; CASE=package/CVE: one (all: an hour)
 	@scripts/bootstrap test corpus corpus-all
@@ -83,3 +94,6 @@ clean: ## remove everything that was made here, the virtual environment and fetc
 
 setup setup-test:
 	@scripts/bootstrap test corpus
+
+setup-fleet:
+	@scripts/bootstrap test fleet
