@@ -91,3 +91,16 @@ def test_a_unit_is_written_once_and_removed(tmp_path: Path, monkeypatch: pytest.
     assert systemd.uninstall() == path and not path.exists()
     with pytest.raises(InputError, match="nothing to remove"):
         systemd.uninstall()
+
+
+def test_for_baselines_a_drop_in_lets_it_into_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "FOLDER", tmp_path / "units")
+    monkeypatch.setattr(systemd, "runs", lambda: False)
+    path = systemd.install(["/bin/true"], start=True, baselines=True)
+    drop_in = path.with_name(f"{path.name}.d") / "baselines.conf"
+    assert "ProtectSystem=no\n" in drop_in.read_text()
+    if shutil.which("systemd-analyze") is not None:
+        checked = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
+        assert checked.returncode == 0 and not checked.stderr, checked.stderr
+    systemd.uninstall()
+    assert not list((tmp_path / "units").iterdir())

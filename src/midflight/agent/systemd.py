@@ -15,6 +15,7 @@ from pathlib import Path
 from midflight.errors import InputError
 
 UNIT = "midflight-agent.service"
+DROP_IN = "baselines.conf"
 FOLDER = Path("/etc/systemd/system")
 _COMMAND = "@COMMAND@"
 
@@ -64,8 +65,11 @@ def unit(command: Sequence[str]) -> str:
     return text.replace(_COMMAND, shlex.join(command).replace("%", "%%").replace("$", "$$"))
 
 
-def install(command: Sequence[str], start: bool) -> Path:
+def install(command: Sequence[str], start: bool, baselines: bool = False) -> Path:
     """Write the unit; where systemd runs, let it know, enable it, and start it if wanted. Returns the path of the unit.
+
+    Args:
+        baselines: write the drop-in too that lets the service put baselines in place.
 
     Raises:
         InputError: it is there already, it cannot be written, or systemd does not take it.
@@ -76,6 +80,10 @@ def install(command: Sequence[str], start: bool) -> Path:
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
         path.write_text(unit(command))
+        if baselines:
+            drop_in = FOLDER / f"{UNIT}.d" / DROP_IN
+            drop_in.parent.mkdir(exist_ok=True)
+            drop_in.write_text((files("midflight.agent") / DROP_IN).read_text())
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}; run as root") from None
     if runs():
@@ -97,6 +105,10 @@ def uninstall() -> Path:
         _systemctl("disable", "--now", UNIT)
     try:
         path.unlink()
+        drop_in = FOLDER / f"{UNIT}.d" / DROP_IN
+        drop_in.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, or somebody else has drop-ins in it
+            drop_in.parent.rmdir()
     except OSError as error:
         raise InputError(f"{path} cannot be removed: {error.strerror}; run as root") from None
     if runs():

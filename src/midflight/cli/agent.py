@@ -90,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--service", action="store_true", help="run: for the service manager alone")
     parser.add_argument("--no-start", action="store_true", help="install: do not start it now")
     parser.add_argument("--print", action="store_true", help="install: show what would be installed, and do nothing")
+    parser.add_argument("--baselines", action="store_true", help="install: let the service put baselines in place")
     agent_server.add_arguments(parser)
 
 
@@ -356,7 +357,11 @@ def _service(args: argparse.Namespace, out: Output) -> int:
             out.result({"command": command})
             return 0
         _check_ownership()
-        where = (_install_windows if windows else _install_unit)(command, not args.no_start)
+        where = (
+            _install_windows(command, not args.no_start)
+            if windows
+            else _install_unit(command, not args.no_start, args.baselines)
+        )
         out.result({"installed": where})
         out.line(f"installed: {where}")
         return 0
@@ -409,10 +414,10 @@ def _check_ownership() -> None:
             raise InputError(f"{path} can be changed by others ({other}): put it where only root can write")
 
 
-def _install_unit(command: list[str], start: bool) -> str:
+def _install_unit(command: list[str], start: bool, baselines: bool) -> str:
     from midflight.agent import systemd
 
-    path = str(systemd.install(command, start))
+    path = str(systemd.install(command, start, baselines))
     return path if systemd.runs() else f"{path} (systemd does not run here: it starts with the machine if enabled)"
 
 

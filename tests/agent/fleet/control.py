@@ -132,10 +132,11 @@ class ControlServer:
 
     # -- what tests do -----------------------------------------------------------------------------------------------
 
-    def publish_record(self) -> None:
+    def publish_record(self, *authors: PublicKey) -> None:
         """Let the repository say who the server is."""
         keys = (PublicKey(self.instruction_key.public.raw),)
-        self.publisher.repository.set_server_record(ServerRecord((self.url,), (self.pin, self.backup), keys), now())
+        record = ServerRecord((self.url,), (self.pin, self.backup), keys, authors)
+        self.publisher.repository.set_server_record(record, now())
         self.publisher.release()
 
     def invite(self) -> str:

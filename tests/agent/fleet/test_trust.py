@@ -13,7 +13,7 @@ from midflight.agent.fleet.following import Following
 from midflight.agent.fleet.records import Records
 from midflight.trust.errors import InstructionsRefused
 from midflight.trust.instructions import Action, Instructions, sign_instructions
-from midflight.trust.keys import PrivateKey
+from midflight.trust.keys import PrivateKey, load_public_key
 from tests.agent.fleet.conftest import Fixes, publish
 from tests.agent.fleet.control import ControlServer, apply, now, refuse
 from tests.agent.fleet.harness import Device
@@ -117,6 +117,25 @@ def test_a_lying_server_gets_no_code_in(server: ControlServer, fixes: Fixes, tmp
         until(lambda: target.ask() == "2", "patched by what was signed")
         server.outcome("applied", "act-1")
         assert {o for _, result, o in server.outcomes() if result == "applied"} == {"applied"}
+
+
+@pytest.mark.live
+def test_where_the_repository_names_authors_one_must_have_signed(
+    server: ControlServer, fixes: Fixes, tmp_path: Path
+) -> None:
+    stranger, author = PrivateKey.generate().public, load_public_key(fixes.first.lab.trust)
+    server.publish_record(stranger)
+    device = Device(tmp_path / "device")
+    device.enroll(server)
+    content = publish(server, fixes)
+    with Target.start(fixes.program) as target, device:
+        id = server.device().id
+        server.tell(id, apply(content))
+        assert server.outcome("refused").reason == "content_mismatch"
+        assert target.ask() == "1"
+        server.publish_record(stranger, author)
+        server.tell(id, apply(content, "act-2"))
+        until(lambda: target.ask() == "2", "patched")
 
 
 @pytest.mark.live

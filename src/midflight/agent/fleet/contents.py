@@ -40,8 +40,8 @@ class Contents:
 
     Args:
         state: the agent's folder of state.
-        trusted: keys of which one must have signed each hotpatch, besides the repository's; none: the repository's
-            word is enough.
+        trusted: keys of this machine that may have signed hotpatches, beside those that the repository names. Where
+            there is any key, one must have signed each; where there is none, the repository's word is enough.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Contents:
             PatchFileError: it cannot be read.
         """
         if sha256 not in self._hotpatches:
-            self._hotpatches[sha256] = read_vouched(path, sha256, self._trusted)
+            self._hotpatches[sha256] = read_vouched(path, sha256, (*self._trusted, *self._enrolled.hotpatch_keys))
         return self._hotpatches[sha256]
 
     def described(self, content: Content, path: Path) -> Hotpatch:

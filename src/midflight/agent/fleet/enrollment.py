@@ -55,6 +55,8 @@ class Enrolled:
     repositories: tuple[str, ...]
     instruction_keys: tuple[PublicKey, ...]
     interval_s: int
+    hotpatch_keys: tuple[PublicKey, ...] = ()
+    """Authors of hotpatches, of whom one must have signed each; none: the repository's word is enough."""
 
     @property
     def trust(self) -> Path:
@@ -79,6 +81,7 @@ class Enrolled:
             "repositories": self.repositories,
             "instruction_keys": [key.raw.hex() for key in self.instruction_keys],
             "interval_s": self.interval_s,
+            "hotpatch_keys": [key.raw.hex() for key in self.hotpatch_keys],
         }
         replace_file(self.folder / SERVER, json.dumps(document, indent=1).encode() + b"\n", 0o600)
 
@@ -87,7 +90,11 @@ class Enrolled:
         while the record has it."""
         urls = tuple(url for url in self.urls if url in record.urls) + record.urls if self.urls else ()
         return replace(
-            self, urls=tuple(dict.fromkeys(urls)), pins=record.pins, instruction_keys=record.instruction_keys
+            self,
+            urls=tuple(dict.fromkeys(urls)),
+            pins=record.pins,
+            instruction_keys=record.instruction_keys,
+            hotpatch_keys=record.hotpatch_keys,
         )
 
 
@@ -111,6 +118,7 @@ def load(state: Path) -> Enrolled | None:
             tuple(map(str, found["repositories"])),
             tuple(PublicKey(bytes.fromhex(key)) for key in found["instruction_keys"]),
             int(found["interval_s"]),
+            tuple(PublicKey(bytes.fromhex(key)) for key in found["hotpatch_keys"]),
         )
     except (OSError, ValueError, KeyError, TypeError, TrustError) as error:
         raise InputError(f"{path} cannot be read ({error}); enroll this device again") from None
@@ -188,7 +196,7 @@ def enroll_by_hand(state: Path, device: str, mirror: Path, root: bytes, again: b
     record = ContentClient(folder / TRUST, mirror).server_record()
     if record is None:
         raise TrustError(f"{mirror} does not say who signs instructions; publish server.json there", "missing")
-    enrolled = Enrolled(folder, device, (), record.pins, (str(mirror.absolute()),), record.instruction_keys, 60)
+    enrolled = Enrolled(folder, device, (), (), (str(mirror.absolute()),), (), 60).followed(record)
     enrolled.save()
     return enrolled
 

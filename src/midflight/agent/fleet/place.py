@@ -22,7 +22,7 @@ class Place:
     settings: Settings
     server: ServerSettings
     trusted: tuple[PublicKey, ...] = ()
-    """Keys of which one must have signed each hotpatch, besides the repository's; none: those are enough."""
+    """Keys of this machine, that may have signed hotpatches beside those that the repository names."""
     timeouts: Timeouts | None = None
     root: Path = Path("/")
     """Where the system is installed, as dpkg and rpm see it."""

@@ -26,7 +26,7 @@ from midflight.agent.fleet.facts import disk_free, facts
 from midflight.agent.fleet.following import Following
 from midflight.agent.fleet.hotpatching import Hotpatching, Post
 from midflight.agent.fleet.moments import JUMP
-from midflight.agent.fleet.packages import Package, Packages
+from midflight.agent.fleet.packages import NONE, Package, Packages
 from midflight.agent.fleet.place import Place
 from midflight.agent.fleet.reasons import Code
 from midflight.agent.fleet.records import Records
@@ -261,6 +261,10 @@ class Sync:
         processes = [process for process in all_processes() if self._scope.covers(process.pid)]
         self._survey = survey(processes, self._files, self._pause, self._mount)
         self._owners = self._packages.of(self._survey.host)
+        for name, path in self._place.server.files.items():
+            # What the settings name, and no package has, goes by that name.
+            if self._owners.get(real := str(path.resolve()), None) == NONE:
+                self._owners[real] = Package(name)
         if len(self._files) > 400:
             self._files.close()
             self._files = Files()
