@@ -69,14 +69,21 @@ def journey(server: Server, fixes: Fixes, place: Path, tmp_path: Path) -> None:
         found = server.admin.get(f"/api/v1/deployments/{deployment}/devices").json()["items"]
         return found[0]["state"] if found else None
 
+    def now() -> None:
+        """Let the device ask at once: policies have it ask every ten seconds at most."""
+        device.stop()
+        device.start()
+
     with Target.start(place) as running, device:
         add(server, fixes.first.hotpatch, Description(
             "hotpatch", "fleet-answers", 1, fixes.images, ("CVE-2026-10001",), "security", "high", None, "",
         ))  # fmt: skip
         first = deploy("hotpatch:fleet-answers:1")
+        now()
         until(lambda: running.ask() == "2", "patched")
         server.wait(lambda: state(first) == "applied")
         server.post(f"/deployments/{first}/revert")
+        now()
         until(lambda: running.ask() == "1", "taken out")
         server.wait(lambda: state(first) == "reverted")
         baseline = Package("file", "fleet-answers", "2", "amd64")
@@ -85,6 +92,7 @@ def journey(server: Server, fixes: Fixes, place: Path, tmp_path: Path) -> None:
             (), baseline,
         ))  # fmt: skip
         second = deploy("baseline:fleet-answers:2")
+        now()
         until(lambda: device.ask("baselines", status=None)["baselines"], "laid ready")
         running.stop()
         until(lambda: place.read_bytes() == fixes.fixed.read_bytes(), "swapped in")

@@ -133,3 +133,14 @@ def root_of(pid: int | str) -> str:
         return os.readlink(f"/proc/{pid}/ns/mnt")
     except OSError:
         return ""
+
+
+def ended(pid: int) -> bool:
+    """Whether a process of Linux is not there any more, or is a zombie, which has no program."""
+    try:
+        os.readlink(f"/proc/{pid}/exe")
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -33,7 +33,7 @@ from midflight.agent.fleet.records import Records
 from midflight.agent.fleet.report import Material, inventory_of, plain, state_of
 from midflight.agent.fleet.source import FleetOrders
 from midflight.agent.fleet.staging import Staging
-from midflight.agent.fleet.survey import Survey, root_of, survey
+from midflight.agent.fleet.survey import Survey, ended, root_of, survey
 from midflight.agent.fleet.watching import Integrity, watched
 from midflight.agent.notices import Notice, Tell
 from midflight.agent.orders import Orders
@@ -55,6 +55,8 @@ AGAIN = 10.0
 """Seconds, on average, after which what went wrong here is tried again."""
 QUIET = 60.0
 """Seconds between two looks at what came of orders, when nothing is on its way."""
+USERS_EVERY = 0.5
+"""Seconds between two looks at whether those that run what a baseline replaces are still there."""
 OFFLINE = 15.0
 """The same for a device to which instructions are carried by hand."""
 _REFUSED = {"unknown": Code.UNKNOWN_CONTENT, "revoked": Code.REVOKED, "unreadable": Code.AGENT_TOO_OLD}
@@ -94,6 +96,8 @@ class Sync:
         self._survey = Survey()
         self._owners: dict[str, Package] = {}
         self._work_at = self._refresh_at = 0.0
+        self._users: frozenset[int] = frozenset()
+        """Processes that run what a baseline waits to replace."""
         self._refreshed_at = -REFRESH
         self._integrity_at = time.monotonic() + place.server.integrity
         self._active_since: float | None = None
@@ -136,9 +140,13 @@ class Sync:
             times = [self._work_at]
             if self._place.enrolled.connected:
                 times.append(self._conversation.next_at)
-            self._wake.wait(max(0.0, min(min(times) - now, 3600.0)))
+            longest = USERS_EVERY if self._users else 3600.0
+            self._wake.wait(max(0.0, min(min(times) - now, longest)))
             if not self._stopping:
                 self._wake.clear()
+            if any(ended(pid) for pid in self._users):
+                self._users = frozenset()
+                self._work_at = 0.0
 
     def _step(self) -> None:
         now = time.monotonic()
@@ -216,6 +224,12 @@ class Sync:
             self._lift(instructions, snapshot)
             self._carry_out(instructions, catalog, snapshot)
         self._baselines.follow(Around(self._survey, instructions, moment, self._back(moment.now)))
+        self._users = frozenset(
+            pid
+            for one in self._records.baselines()
+            if one.state in ("staged", "swapping", "swapped")
+            for pid in self._survey.users(one.replaced)
+        )
         self._integrity_round(now)
         self._tidy(catalog)
         self._records.remember({"patches_seen": len(self._survey.running)})
