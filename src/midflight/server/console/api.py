@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import httpx
+import httpx2
 from fastapi import Request
 
 from midflight.errors import MidflightError
@@ -36,7 +36,7 @@ class Refused(MidflightError):
 class Answer:
     """What the API answered: the JSON document (None without a body), and its headers."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx2.Response) -> None:
         self.document: Any = response.json() if response.content else None
         self.headers = response.headers
         self.cookies = response.headers.get_list("set-cookie")
@@ -79,7 +79,7 @@ class Api:
         body: Any = None,
         query: Query | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         """The response as it is, whatever its status."""
         scope = self._request.scope
         passed = {name: value for name in _PASSED_ON if (value := self._request.headers.get(name)) is not None}
@@ -88,14 +88,14 @@ class Api:
         given = {name: value for name, value in (query or {}).items() if value not in (None, "")}
         target = path + ("?" + urlencode(given, doseq=True) if given else "")
         base = f"{scope.get('scheme', 'http')}://{self._request.headers.get('host', 'localhost')}"
-        transport = httpx.ASGITransport(app=self._request.app, client=scope.get("client") or ("", 0))
-        async with httpx.AsyncClient(transport=transport, base_url=base, trust_env=False) as client:
+        transport = httpx2.ASGITransport(app=self._request.app, client=scope.get("client") or ("", 0))
+        async with httpx2.AsyncClient(transport=transport, base_url=base, trust_env=False) as client:
             content = {} if body is None else {"json": body}
             try:
                 return await client.request(method, target, headers={**passed, **(headers or {})}, **content)
             except Exception:  # a fault of the API: nobody else would log it, as it does not leave this process
                 _log.exception("%s %s failed", method, path)
-                return httpx.Response(500)
+                return httpx2.Response(500)
 
     async def get(self, path: str, **query: str | int | Sequence[str] | None) -> Any:
         """A document.
@@ -119,7 +119,7 @@ def below(*parts: str) -> str:
     return "/api/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
-def _refused(response: httpx.Response) -> Refused:
+def _refused(response: httpx2.Response) -> Refused:
     try:
         problem = response.json()
         return Refused(response.status_code, str(problem.get("title", "")), str(problem["detail"]))
