@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping
@@ -246,6 +247,11 @@ def new_router() -> APIRouter:
 def done(path: str, what: str = "") -> Response:
     """After something was done: the page that shows it, which says so."""
     return RedirectResponse(path + (f"{'&' if '?' in path else '?'}done={quote(what)}" if what else ""), 303)
+
+
+def digest(*shown: Any) -> str:
+    """Stands for what a live part of a page shows: with the same one, nothing has changed."""
+    return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]
 
 
 def query_of(request: Request, *names: str) -> Mapping[str, str]:

@@ -35,7 +35,10 @@ async def verification(console: SignedIn) -> Response:
 
 def _shown(item: dict[str, Any]) -> dict[str, Any]:
     words = _words(item["detail"])
-    return {**item, "words": words, "who": dict(words).get("name") or item["actor"] or item["actor_kind"]}
+    signed_in = item["target"] if item["action"] == "login" else ""
+    # the first name is the actor's; one of a body (of what was made) comes after it
+    name = next((value for key, value in words if key == "name"), "") if item["actor"] else ""
+    return {**item, "words": words, "who": name or signed_in or item["actor"] or item["actor_kind"]}
 
 
 def _words(detail: Any) -> list[tuple[str, str]]:
@@ -47,5 +50,5 @@ def _words(detail: Any) -> list[tuple[str, str]]:
     if not isinstance(document, dict):
         return [("detail", str(document))] if document else []
     body = document.pop("body", None)
-    flat = {**document, **(body if isinstance(body, dict) else {"body": body} if body else {})}
-    return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in flat.items()]
+    pairs = [*document.items(), *(body.items() if isinstance(body, dict) else [("body", body)] if body else [])]
+    return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in pairs]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from typing import Any
 
 from fastapi import Request, Response
@@ -11,7 +10,7 @@ from fastapi import Request, Response
 from midflight.server.console.api import Refused, below
 from midflight.server.console.lookups import everything, names, people
 from midflight.server.console.times import local_time
-from midflight.server.console.web import Console, SignedIn, done, new_router, query_of
+from midflight.server.console.web import Console, SignedIn, digest, done, new_router, query_of
 from midflight.server.domain.model import DeviceState, Effective
 
 router = new_router()
@@ -62,7 +61,6 @@ async def _standing(console: Console, request: Request, id: str) -> dict[str, An
         console.api.get(below("content", found["content"])),
     )
     hostnames = await _hostnames(console, [each["device"] for each in devices["items"]])
-    stamped = repr((found, [{**ring, "counted": ""} for ring in rings], devices["items"])).encode()
     reason = (found["why"] or {}).get("reason", "")
     return {
         "deployment": found,
@@ -76,7 +74,7 @@ async def _standing(console: Console, request: Request, id: str) -> dict[str, An
         "people": persons,
         "states": list(DeviceState),
         "present": {state for ring in rings for state, count in ring["tally"].items() if count} | {wanted["state"]},
-        "seen": hashlib.sha256(stamped).hexdigest()[:16],
+        "seen": digest(found, [{**ring, "counted": ""} for ring in rings], devices["items"]),
         "ended": reason in _ENDED,
         "reverting": found["effective"] == "reverting" or found["requested"] == "revert",
         "waits": reason in _WAITS,

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from midflight.server.console.api import Refused, below
 from midflight.server.console.lookups import everything
 from midflight.server.console.pages.devices import read_tags
-from midflight.server.console.web import Console, Form, SignedIn, done, new_router, query_of
+from midflight.server.console.web import Console, Form, SignedIn, digest, done, new_router, query_of
 from midflight.server.settings import Settings
 
 router = new_router()
@@ -53,10 +53,24 @@ async def _group(
     console: Console, id: str, after: str = "", error: Refused | None = None, typed: Any = None
 ) -> Response:
     answer = await console.api.call("GET", below("groups", id))
-    members = await console.api.get("/api/v1/devices", group=id, limit=50, after=after)
     shown = {**answer.document, **(typed or {})}
-    values = {"group": shown, "etag": answer.etag, "members": members, "error": error}
+    values = {"group": shown, "etag": answer.etag, "error": error, **await _members(console, id, after)}
     return console.page("groups_one.html", error.status if error else 200, **values)
+
+
+async def _members(console: Console, id: str, after: str) -> dict[str, Any]:
+    members = await console.api.get("/api/v1/devices", group=id, limit=50, after=after)
+    return {"members": members, "after": after, "seen": digest(members)}
+
+
+@router.get("/groups/{id}/members")
+async def members(console: SignedIn, request: Request, id: str) -> Response:
+    """The devices of a group, which a rule finds a moment after it was changed; 204 when they are those of ``seen``."""
+    values = await _members(console, id, query_of(request, "after")["after"])
+    if request.query_params.get("seen") == values["seen"]:
+        return Response(status_code=204)
+    group = await console.api.get(below("groups", id))
+    return console.page("groups_members.html", group=group, **values)
 
 
 @router.post("/groups/{id}")
