@@ -24,12 +24,11 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server with an administrator (ada), an approver (grace) and a reader (ruth)."""
+    """A server with an administrator (ada), two approvers (grace, alan) and a reader (ruth)."""
     running = RunningServer(tmp_path_factory.mktemp("server") / "midflight")
-    for name, role in (("ada", "admin"), ("grace", "approver"), ("ruth", "reader")):
-        running.add_user(name, role)
+    running.add_users(ada="admin", grace="approver", alan="approver", ruth="reader")
     running.start()
     yield running
     running.stop()

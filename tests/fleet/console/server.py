@@ -1,4 +1,4 @@
-"""A real server in a process of its own: made and started by the commands that an administrator uses."""
+"""A real server, in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+
+from midflight.server.access import accounts
+from midflight.server.install import install
+from midflight.server.store.database import Database
 
 PASSWORD = "a long enough pass phrase"
 
@@ -23,19 +28,16 @@ class RunningServer:
             port = probe.getsockname()[1]
         self.folder = folder
         self.url = f"https://127.0.0.1:{port}"
-        self._command("init", str(folder), "--listen", f"127.0.0.1:{port}", "--public-url", self.url)
+        self._settings = install(folder, listen=f"127.0.0.1:{port}", public_url=self.url).settings
         self._process: subprocess.Popen[bytes] | None = None
 
-    def _command(self, *arguments: str, text: str = "") -> str:
-        command = [sys.executable, "-m", "midflight.cli.main", "server", *arguments]
-        done = subprocess.run(command, input=text, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def add_user(self, name: str, *roles: str) -> None:
-        """An account with PASSWORD."""
-        given = [argument for role in roles for argument in ("--role", role)]
-        self._command("user", "add", str(self.folder), name, *given, text=PASSWORD + "\n")
+    def add_users(self, **roles: str) -> None:
+        """Accounts with PASSWORD: a name and a role each."""
+        database = Database(self._settings.database_url)
+        with database.write() as session:
+            for name, role in roles.items():
+                accounts.create(session, name, [role], datetime.now(UTC), password=PASSWORD)
+        database.close()
 
     def start(self) -> None:
         """Start, and wait until it answers."""
@@ -43,14 +45,14 @@ class RunningServer:
         command = [sys.executable, "-m", "midflight.cli.main", "server", "run", str(self.folder)]
         log = (self.folder / "log").open("ab")
         self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        client = self.client()
-        for _ in range(300):
-            try:
-                if client.get("/healthz").status_code == 200:
-                    return
-            except httpx.TransportError:
-                assert self._process.poll() is None, (self.folder / "log").read_text()
-            time.sleep(0.1)
+        with self.client() as client:
+            for _ in range(600):
+                try:
+                    if client.get("/healthz").status_code == 200:
+                        return
+                except httpx.TransportError:
+                    assert self._process.poll() is None, (self.folder / "log").read_text()
+                time.sleep(0.1)
         raise AssertionError("the server does not answer: " + (self.folder / "log").read_text())
 
     def stop(self) -> None:
