@@ -99,3 +99,5 @@ def journey(server: Server, fixes: Fixes, place: Path, tmp_path: Path) -> None:
         with Target.start(place) as fresh:
             assert fresh.ask() == "2"
             server.wait(lambda: state(second) == "applied")
+    log = device.log.read_text()
+    assert log.count("of the server: baseline") == 1, "what was done is not ordered again"

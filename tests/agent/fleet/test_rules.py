@@ -234,7 +234,9 @@ def test_numbers_that_move_a_little_are_no_news() -> None:
     image = ImageReport(IMAGE, "/bin/x", "x", "1", 3)
     inventory = Told(STATE, (image,), 0.0, 0.0)
     assert tell_inventory((replace(image, processes=5),), inventory, 60.0) == (image,)
-    assert tell_inventory((replace(image, version="2"),), inventory, 5.0) == (image,), "not at every moment"
+    newer = (replace(image, version="2"),)
+    assert tell_inventory(newer, inventory, 5.0) == (image,), "not at every moment"
+    assert tell_inventory(newer, inventory, 5.0, pressing=True) == newer, "but with an outcome"
     assert tell_inventory((replace(image, version="2"),), inventory, 60.0)[0].version == "2"
 
 

@@ -163,7 +163,7 @@ class Baselines:
         return one
 
     def _current(self, one: Baseline, around: Around) -> None:
-        users = around.survey.users(one.images)
+        users = around.survey.users(one.images) - around.survey.young
         if one.images and not users:
             return  # whoever uses it has not started yet
         self._records.baseline(replace(one, state="current", since=time.time()))

@@ -96,9 +96,10 @@ class Conversation:
         return answer
 
     def settled(self, state: State, inventory: tuple[ImageReport, ...]) -> tuple[State, tuple[ImageReport, ...]]:
-        """What to tell of a report: as last time, where nothing moved that matters."""
-        uptime = clocks.uptime()
-        return tell_state(state, self._told, uptime), tell_inventory(inventory, self._told, uptime)
+        """What to tell of a report: as last time, where nothing moved that matters. With outcomes comes what bears
+        them out: the server would order the same again."""
+        uptime, pressing = clocks.uptime(), bool(self._records.unheard())
+        return tell_state(state, self._told, uptime), tell_inventory(inventory, self._told, uptime, pressing)
 
     def _exchange(self, held: int, state: State, inventory: tuple[ImageReport, ...]) -> Answer:
         channel = self._open()

@@ -130,10 +130,13 @@ def tell_state(new: State, told: Told, now: float) -> State:
     return old if new == old else new
 
 
-def tell_inventory(new: tuple[ImageReport, ...], told: Told, now: float) -> tuple[ImageReport, ...]:
-    """The inventory to tell: the old one again, where only the numbers of processes moved, and for a moment always."""
+def tell_inventory(
+    new: tuple[ImageReport, ...], told: Told, now: float, pressing: bool = False
+) -> tuple[ImageReport, ...]:
+    """The inventory to tell: the old one again, where only the numbers of processes moved, and for a moment always,
+    unless it is pressing."""
     old = told.inventory
-    if old is not None and now - told.inventory_at < INVENTORY_LEAST:
+    if old is not None and now - told.inventory_at < INVENTORY_LEAST and not pressing:
         return old
     if old is None or now - told.inventory_at >= NEWS_AFTER:
         return new
