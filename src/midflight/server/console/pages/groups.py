@@ -10,6 +10,7 @@ from midflight.server.console.api import Refused, below
 from midflight.server.console.lookups import everything
 from midflight.server.console.pages.devices import read_tags
 from midflight.server.console.web import Console, Form, SignedIn, digest, done, new_router, query_of
+from midflight.server.keys import tls_pin
 from midflight.server.settings import Settings
 
 router = new_router()
@@ -139,7 +140,8 @@ async def enrollment(console: SignedIn) -> Response:
 async def _enrollment(console: Console, error: Refused | None = None, typed: Any = None, made: Any = None) -> Response:
     items = (await console.api.get("/api/v1/enrollment-tokens", limit=100))["items"]
     settings: Settings = console.request.app.state.settings
-    values = {"items": items, "typed": console.typed(typed), "made": made, "error": error, "url": settings.public_url}
+    values = {"items": items, "typed": console.typed(typed), "made": made, "error": error}
+    values |= {"url": settings.public_url, "pin": str(tls_pin(settings) or "")}
     return console.page("enrollment.html", error.status if error else 200, **values)
 
 

@@ -76,7 +76,8 @@
     return splits.map((split) => {
       const at = new Date(split * 1000);
       const day = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`;
-      return step >= 86400 ? day.slice(5) : `${two(at.getHours())}:${two(at.getMinutes())}`;
+      if (step >= 86400) return day.slice(5);
+      return `${two(at.getHours())}:${two(at.getMinutes())}${step < 60 ? `:${two(at.getSeconds())}` : ""}`;
     });
   }
 
