@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import time
 
 from bench.measure import save, table
@@ -21,7 +22,11 @@ def main() -> None:
     devices, days = int(os.environ.get("DEVICES", "100000")), int(os.environ.get("DAYS", "365"))
     begin = time.process_time()
     world = World(devices, days, int(os.environ.get("SEED", "1")))
-    world.run()
+
+    def progress(minute: int) -> None:
+        print(f"{moment(minute):%d %b}: {time.process_time() - begin:,.0f} s", file=sys.stderr)
+
+    world.run(each_month=progress)
     seconds = time.process_time() - begin
     _contents(world)
     _compliance(world)

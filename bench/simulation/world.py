@@ -8,6 +8,7 @@ has nothing to do is looked at every few days instead of every five minutes; one
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import Random
@@ -111,12 +112,14 @@ class World:
 
     # -- time
 
-    def run(self, until: str = "") -> None:
+    def run(self, until: str = "", each_month: Callable[[int], None] | None = None) -> None:
         """Let time pass, hour by hour, to the end, or until a promise is broken."""
         for device in self.fleet:
             self.schedule(device, device.enrolled + self.random.randrange(HOUR))
         for hour in range(self.minutes // HOUR):
             self.now = hour * HOUR
+            if each_month and self.now % (30 * DAY) == 0:
+                each_month(self.now)
             back = next((end for begin, end in OUTAGES if begin <= self.now < end), None)
             if back is not None:
                 self._postpone(hour, back)
