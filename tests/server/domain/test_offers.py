@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midflight.server.domain import offers
+from midflight.server.domain import memberships, offers
 from midflight.server.domain.eligibility import Finding
 from midflight.server.domain.model import (
     ContentKind,
@@ -47,6 +47,18 @@ def test_inside_its_window_a_device_may_begin_and_outside_it_waits_with_a_reason
     )
     never = decide(Standing(MINE), [plan()], (), NOW)
     assert never.verdicts["dep"].reason is Reason.NO_WINDOW and not never.actions[0].begin_now
+
+
+def test_what_a_device_refused_is_offered_again_after_a_while_as_another_attempt() -> None:
+    offered = Membership(0, DeviceState.OFFERED, Reason.OFFERED_IN_WINDOW, since=NOW, offered=NOW - HOUR)
+    refused = memberships.report(offered, memberships.Result.INELIGIBLE, NOW, Reason.MEMORY_LOW, "3 MiB free")
+    soon = decide(Standing({"dep": refused}), [plan()], OPEN, NOW + HOUR / 2)
+    assert (soon.actions, soon.verdicts) == ((), {})
+    later = NOW + offers.REFUSED_FOR
+    again = decide(Standing({"dep": refused}), [plan()], OPEN, later)
+    assert again.actions and again.verdicts["dep"].state is DeviceState.OFFERED
+    after = memberships.follow(refused, again.verdicts["dep"], later)
+    assert after is not None and after.offered == later, "the same action again: its answer would count as an old one"
 
 
 def test_a_deadline_counts_from_the_first_offer_and_expediting_waits_for_nothing() -> None:

@@ -72,7 +72,8 @@ def decide(session: Session, place: Place, fleet: Fleet, now: datetime, lifted: 
     for id, verdict in decision.verdicts.items():
         _follow(session, rows[id], verdict, device.id, now)
     actions = tuple(_action(fleet, rows[action.deployment], action) for action in decision.actions)
-    return _decided(place, spans, actions, decision.actions, held, lifted, now)
+    again = [moment for row in rows.values() if (moment := offers.offered_again(convert.membership_of(row)))]
+    return _decided(place, spans, actions, decision.actions, held, lifted, again, now)
 
 
 def _follow(session: Session, row: Membership, verdict: memberships.Verdict, device: str, now: datetime) -> None:
@@ -102,8 +103,23 @@ def _action(fleet: Fleet, row: Membership, action: offers.Action) -> Action:
         options={
             "reason": action.reason.value,
             "any_time": action.reason in _ANY_TIME or action.kind is offers.ActionKind.REVERT,
+            **_requirements(live.content),
         },
     )
+
+
+def _requirements(content: m.Content) -> dict[str, str | int]:
+    """What the device is to look at itself, by facts that are newer than ours."""
+    options: dict[str, str | int] = {"package": content.package}
+    if content.platforms:
+        options["platforms"] = ",".join(sorted(content.platforms))
+    if content.min_kernel:
+        options["min_kernel"] = content.min_kernel
+    if content.min_agent:
+        options["min_agent"] = content.min_agent
+    if content.memory_mib:
+        options["memory_mib"] = content.memory_mib
+    return options
 
 
 _ANY_TIME = frozenset({Reason.OFFERED_EXPEDITED, Reason.OFFERED_PAST_DEADLINE})
@@ -116,6 +132,7 @@ def _decided(
     decided: Sequence[offers.Action],
     held: Sequence[safeguards.Safeguard],
     lifted: Sequence[str],
+    again: Sequence[datetime],
     now: datetime,
 ) -> Decided:
     device, policy = place.device, place.governance.policy
@@ -130,7 +147,7 @@ def _decided(
         actions=actions,
         policy=_settings(policy, place) | {"lift_bars": sorted(lifted)},
     )
-    moments = [issued + LIFETIME - MARGIN, *(hold.expires for hold in held if hold.expires)]
+    moments = [issued + LIFETIME - MARGIN, *again, *(hold.expires for hold in held if hold.expires)]
     if decided and spans:
         moments += [spans[0].start, spans[0].end]
     moments += [action.deadline for action in decided if action.deadline]

@@ -58,7 +58,9 @@ def follow(membership: Membership, verdict: Verdict, now: datetime) -> Membershi
     if (membership.state, membership.reason, membership.detail) == (verdict.state, verdict.reason, verdict.detail):
         return None
     offered = membership.offered
-    if offered is None and verdict.state is DeviceState.OFFERED:
+    anew = membership.state is DeviceState.INELIGIBLE
+    if verdict.state is DeviceState.OFFERED and (offered is None or anew):
+        # what a device refused is another attempt, with an answer of its own
         offered = now
     same = membership.state is verdict.state and membership.reason is verdict.reason
     since = membership.since if same and membership.since else now

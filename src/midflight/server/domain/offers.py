@@ -130,6 +130,8 @@ _OFFERED = {
 }
 _STAYS = (DeviceState.FAILED, DeviceState.REVERTED)
 """Until a person lets it try again."""
+REFUSED_FOR = timedelta(hours=1)
+"""What a device refused by what it knows itself (no memory, no room on its disk) is offered again after so long."""
 _UNDECIDED = (DeviceState.OFFERED, DeviceState.DOWNLOADING, DeviceState.SILENT)
 
 
@@ -190,7 +192,7 @@ def decide(standing: Standing, plans: Sequence[Plan], windows: Sequence[Interval
             newest.add(plan.key)
             verdicts[plan.deployment] = _APPLIED
             continue
-        verdict = _barrier(plan, membership, standing, plan.key in newest)
+        verdict = _barrier(plan, membership, standing, plan.key in newest, now)
         if verdict is not None:
             if verdict is not _UNCHANGED:
                 verdicts[plan.deployment] = verdict
@@ -208,7 +210,7 @@ def decide(standing: Standing, plans: Sequence[Plan], windows: Sequence[Interval
 _UNCHANGED = Verdict(DeviceState.PENDING, Reason.AWAITING_START, "unchanged")
 
 
-def _barrier(plan: Plan, membership: Membership, standing: Standing, superseded: bool) -> Verdict | None:
+def _barrier(plan: Plan, membership: Membership, standing: Standing, superseded: bool, now: datetime) -> Verdict | None:
     """Why a device does not get a content now; None: it does."""
     if plan.deployment in standing.outside:
         return _OUTSIDE[standing.outside[plan.deployment]]
@@ -233,11 +235,23 @@ def _barrier(plan: Plan, membership: Membership, standing: Standing, superseded:
         return _SUPERSEDED
     if membership.ring is None or membership.ring > plan.open_ring:
         return _AWAITING_RING
-    return None
+    again = offered_again(membership)
+    return _UNCHANGED if again and now < again else None
+
+
+def offered_again(membership: Membership) -> datetime | None:
+    """When a device that was offered a content, and refused it, is offered it again; None: it did not refuse."""
+    refused = membership.state is DeviceState.INELIGIBLE and membership.reason not in (
+        Reason.DEVICE_DISABLED,
+        Reason.ABSENT,
+    )
+    if not refused or membership.offered is None or membership.since is None:
+        return None
+    return membership.since + REFUSED_FOR
 
 
 def _offer(plan: Plan, membership: Membership, windows: Sequence[Interval], now: datetime) -> tuple[Action, Verdict]:
-    offered = membership.offered or now
+    offered = now if membership.state is DeviceState.INELIGIBLE else membership.offered or now
     deadline = None if plan.deadline is None else offered + plan.deadline
     kind = ActionKind.APPLY if plan.content.kind is ContentKind.HOTPATCH else ActionKind.BASELINE
     detail = ""
