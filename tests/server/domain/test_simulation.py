@@ -74,7 +74,7 @@ def _exclusion_loses(monkeypatch: pytest.MonkeyPatch) -> None:
 def _bars_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     true = offers._barrier
     monkeypatch.setattr(offers, "_STAYS", ())
-    monkeypatch.setattr(offers, "_barrier", lambda p, m, s, n: true(p, m, replace(s, bars=frozenset()), n))
+    monkeypatch.setattr(offers, "_barrier", lambda p, m, s, *rest: true(p, m, replace(s, bars=frozenset()), *rest))
 
 
 def _fixes_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def _any_time(true: Any) -> Any:
 
 
 def _any_ring(true: Any) -> Any:
-    return lambda p, m, s, n: true(p, replace(m, ring=0), s, n)
+    return lambda p, m, *rest: true(p, replace(m, ring=0), *rest)
 
 
 def _no_soak(true: Any) -> Any:
