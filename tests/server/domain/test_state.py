@@ -22,6 +22,7 @@ from midflight.server.domain.model import (
     ContentKind,
     Device,
     Effective,
+    Image,
     Membership,
     Revocation,
     RunningPatch,
@@ -83,6 +84,16 @@ def test_a_fix_counts_in_memory_and_on_disk_and_only_when_complete() -> None:
     assert CATALOGUE.fixed_by(half, FIX) is None and not runs(half, FIX)
     assert CATALOGUE.fixed_by(device(patches=("hotpatch-2",)), FIX3) is None
     assert CATALOGUE.fixed_by(device(patches=("hotpatch-9",)), FIX) is None
+
+
+def test_a_program_that_is_in_no_database_of_packages_is_known_by_its_image() -> None:
+    alien = device(images=(Image("b1", "/opt/ssl/libssl.so.3"),))
+    assert evaluate(alien, GOVERNED, REQUIRED, CATALOGUE, NOW + 7 * DAY - HOUR).state is ComplianceState.IN_GRACE
+    assert ineligible(alien, BASE4, P1, CATALOGUE) is None
+    restarted = replace(alien, images=(Image("b4", "/opt/ssl/libssl.so.3"),))
+    found = evaluate(restarted, GOVERNED, REQUIRED, CATALOGUE, NOW)
+    assert (found.state, found.reason) == (ComplianceState.COMPLIANT, Reason.UP_TO_DATE_RESTARTED)
+    assert not CATALOGUE.concerns(replace(alien, images=(Image("zz", "/usr/bin/other"),)), "openssl")
 
 
 def test_a_standing_gathers_all_that_is_slow() -> None:

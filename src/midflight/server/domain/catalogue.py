@@ -15,9 +15,11 @@ class Catalogue:
         self.contents: dict[str, Content] = {}
         self._baseline_of: dict[str, Content] = {}
         self._of_package: dict[str, list[Content]] = {}
+        self._images_of: dict[str, set[str]] = {}
         for content in sorted(contents, key=attrgetter("sequence")):
             self.contents[content.id] = content
             self._of_package.setdefault(content.package, []).append(content)
+            self._images_of.setdefault(content.package, set()).update(content.images)
             if content.kind is ContentKind.BASELINE:
                 self._baseline_of.update(dict.fromkeys(content.images, content))
 
@@ -33,13 +35,24 @@ class Catalogue:
         return self._baseline_of.get(build_id)
 
     def installed(self, device: Device, package: str) -> Content | None:
-        """The baseline of a package that a device runs from disk; of several images, the oldest."""
+        """The baseline of a package that a device runs from disk; of several images, the oldest.
+
+        A baseline says which images it installs, so they need not belong to a package of the device's own database.
+        """
         found = [
             baseline
             for image in device.images or ()
-            if image.package == package and (baseline := self._baseline_of.get(image.build_id)) is not None
+            if (baseline := self._baseline_of.get(image.build_id)) is not None
+            and image.package in (package, "")
+            and baseline.package == package
         ]
         return min(found, key=attrgetter("sequence"), default=None)
+
+    def concerns(self, device: Device, package: str) -> bool:
+        """Whether a device runs something of a package: an image that its own database of packages counts to it, or
+        one that content of that name is for (what was installed by hand is in no database)."""
+        images = self._images_of.get(package, set())
+        return any(image.package == package or image.build_id in images for image in device.images or ())
 
     def newest_baseline(self, package: str) -> Content | None:
         """The newest baseline of a package that is not revoked: what a device without hotpatches falls back to."""

@@ -125,12 +125,11 @@ def evaluate(
 def _missing(
     device: Device, requirements: Sequence[Requirement], catalogue: Catalogue, grace: timedelta
 ) -> tuple[list[Missing], bool]:
-    packages = {image.package for image in device.images or ()}
     missing: list[Missing] = []
     hotpatched = False
     for requirement in requirements:
         content = requirement.content
-        if content.package not in packages:
+        if not catalogue.concerns(device, content.package):
             continue
         fix = catalogue.fixed_by(device, content)
         if fix is None:

@@ -33,7 +33,7 @@ def ineligible(device: Device, content: Content, policy: Policy, catalogue: Cata
             Reason.WRONG_PLATFORM, f"{device.platform or 'unknown'}, not {', '.join(sorted(content.platforms))}"
         )
     mine = [image for image in device.images if image.package == content.package or image.build_id in content.images]
-    if not mine:
+    if not mine and not (content.kind is ContentKind.BASELINE and catalogue.concerns(device, content.package)):
         return Finding(Reason.NOT_AFFECTED, f"no {content.package}")
     if content.kind is ContentKind.HOTPATCH:
         found = _off_baseline(device, content, policy, catalogue, {image.build_id for image in mine})
