@@ -180,7 +180,9 @@ class CheckIns:
     def _answer(self, told: AnswerRow, message: CheckIn, decided: Decided, seen: datetime, now: datetime) -> Answer:
         envelope = None
         fresh = told.digest == decided.digest and told.expires > to_micros(decided.until) and told.sequence > 0
-        mean = self.settings.checkin_active_interval if decided.active else decided.interval_s
+        governed = decided.instructions.policy.get("id") is not None
+        quiet = decided.interval_s if governed else self.settings.checkin_interval
+        mean = self.settings.checkin_active_interval if decided.active else quiet
         told.interval_s = mean
         told.until = to_micros(decided.until)
         if not fresh or message.instructions != told.sequence:
