@@ -359,6 +359,7 @@ class Agent:
             )
         self._decide()
         self._take_out(keys, why)
+        self._source.barred()
 
     def _take_out(self, keys: list[Key], why: str) -> None:
         outcomes = self._patcher.take_out(keys, lambda: self._service.alive(self._status()))

@@ -35,6 +35,9 @@ class HotpatchFolder:
         self._seen_keys: object = None
         self._trouble = ""
 
+    def barred(self) -> None:
+        """See the protocol: a folder has nobody to tell."""
+
     def describe(self) -> str:
         """See the protocol."""
         return f"the folder {self._path}"

@@ -40,6 +40,9 @@ class OrderSource(Protocol):
         """What is ordered now, when that changed since the last call; None: as before. Never raises for what can go
         wrong: that is a problem of the orders. What was ordered before stays ordered while it cannot be told."""
 
+    def barred(self) -> None:
+        """Something that was ordered hurt, was taken out and barred: whoever ordered it is to hear that soon."""
+
     def describe(self) -> str:
         """Where they come from, for people."""
 

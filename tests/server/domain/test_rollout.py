@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from midflight.server.domain import rollout
+from midflight.server.domain import gates, rollout
 from midflight.server.domain.model import (
     Approval,
     ApprovalMode,
@@ -226,6 +226,14 @@ def test_the_soak_is_not_prolonged_by_those_who_come_late() -> None:
     assert (it.ring, it.reason) == (1, Reason.SOAKING)
     it, _ = advance(it, replace(situation(), tallies=counted), NOW + 2 * HOUR)
     assert it.ring == 2
+
+
+def test_a_soak_is_over_when_the_sample_was_heard_of_after_it() -> None:
+    over = NOW + HOUR
+    before = RingTally({A: 3}, sampled=NOW, heard=over - HOUR / 60)
+    waits = gates.judge(GATE, before, NOW, over + 5 * HOUR)
+    assert (waits.outcome, waits.reason) == (gates.Outcome.WAIT, Reason.SOAKING)
+    assert gates.judge(GATE, replace(before, heard=over), NOW, over).outcome is gates.Outcome.PASS
 
 
 STATES = st.sampled_from([A, A, A, F, S, P, DeviceState.OFFERED, DeviceState.INELIGIBLE])

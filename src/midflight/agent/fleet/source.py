@@ -24,6 +24,8 @@ class FleetOrders:
         self._orders: Orders | None = None
         self._text = text
         self.wake = wake
+        self.news: Callable[[], None] = lambda: None
+        """Called by the loop when the thread has something to report."""
 
     def lay_out(self, orders: Orders) -> None:
         """From now on these are in force."""
@@ -36,6 +38,10 @@ class FleetOrders:
         with self._lock:
             orders, self._orders = self._orders, None
         return orders
+
+    def barred(self) -> None:
+        """See the protocol."""
+        self.news()
 
     def describe(self) -> str:
         """See the protocol."""

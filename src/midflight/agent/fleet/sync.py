@@ -75,6 +75,8 @@ class Sync:
         self._problems: dict[str, str] = {}
         self._told_problems: dict[str, str] = {}
         self._laid: Orders | None = None
+        self._urgent = False
+        orders.news = self._news
         self._records = Records(place.state)
         self._clock = DeviceClock(self._records)
         self._contents = Contents(
@@ -126,6 +128,11 @@ class Sync:
             self._files.close()
             self._records.close()
 
+    def _news(self) -> None:
+        """Look at what happened at once, and tell it."""
+        self._urgent = True
+        self._wake.set()
+
     def _pause(self, seconds: float) -> None:
         """Sleep, unless it is to end."""
         if seconds < 0.01:
@@ -151,7 +158,8 @@ class Sync:
     def _step(self) -> None:
         now = time.monotonic()
         due = self._place.enrolled.connected and now >= self._conversation.next_at
-        if due or now >= self._work_at:
+        if due or self._urgent or now >= self._work_at:
+            self._urgent = False
             self._guarded("work", self._work)
         if self._place.enrolled.connected:
             if self._unheard():

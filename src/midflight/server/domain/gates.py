@@ -3,7 +3,8 @@
 - It needs its minimum sample, and among that at least one success (or a person's word): nothing follows from nothing.
 - Silence after the offer counts as failure, as does a failed health check; being ineligible, held or excluded does not.
 - Beyond a limit it halts at once, and so does a gate that has passed when failures come late.
-- The soak runs from the success that completed the sample.
+- The soak runs from the success that completed the sample, and is over when as many were heard of after it: a device
+  that took the content out again says so at its next check-in, not before. Without a soak nobody is waited for.
 
 (Lessons of hawkBit's thresholds, which pass rings nobody answered in, and of Graph's monitoring rules without a
 sample.)
@@ -99,6 +100,10 @@ def judge(gate: Gate, tally: RingTally, since: datetime, now: datetime, accepted
     until = max(since, tally.sampled or since) + gate.soak
     if now < until:
         return Judgement(Outcome.WAIT, Reason.SOAKING, f"until {until:%Y-%m-%d %H:%M %Z}")
+    if gate.soak and tally.heard is not None and tally.heard < until:
+        return Judgement(
+            Outcome.WAIT, Reason.SOAKING, f"until {sample} of them were heard of after {until:%H:%M:%S %Z}"
+        )
     return Judgement(Outcome.PASS)
 
 

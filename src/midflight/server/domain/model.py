@@ -450,6 +450,9 @@ class RingTally:
     """When the ``min_sample``-th device (in order of time, by the server's clock) became ``applied``, which completed
     the sample; with fewer, the last of them; without any, None. Not the last success of all: in a ring of thousands
     somebody comes back every minute, and the soak would never end (docs/adr/0072)."""
+    heard: datetime | None = None
+    """Since then as many devices of the ring that have ``applied`` were heard of as the sample needs. None: nobody
+    looked, which a gate takes for heard of."""
 
     def count(self, *states: DeviceState) -> int:
         total = 0

@@ -7,7 +7,8 @@ was interrupted is begun again, and finds by what is written what is left to do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
@@ -182,8 +183,8 @@ def _write_rings(session: Session, id: str, assigned: Mapping[str, int]) -> None
     invalidate.devices(session, held)
 
 
-def tallies(session: Session, id: str, rings: Sequence[m.Ring]) -> list[m.RingTally]:
-    """How each ring stands."""
+def tallies(session: Session, id: str, rings: Sequence[m.Ring], current: int) -> list[m.RingTally]:
+    """How each ring stands; of the current one also when its sample was heard of."""
     count = len(rings)
     states: list[dict[m.DeviceState, int]] = [{} for _ in range(count)]
     sampled: list[datetime | None] = [None] * count
@@ -200,7 +201,28 @@ def tallies(session: Session, id: str, rings: Sequence[m.Ring]) -> list[m.RingTa
             last = since if isinstance(since, datetime) else from_micros(since)
             sample = rings[ring].gate.min_sample
             sampled[ring] = last if number <= sample else _success(session, id, ring, sample)
-    return [m.RingTally(one, at) for one, at in zip(states, sampled, strict=True)]
+    found = [m.RingTally(one, at) for one, at in zip(states, sampled, strict=True)]
+    if current < count and (applied := found[current].count(m.DeviceState.APPLIED)):
+        needed = min(applied, rings[current].gate.min_sample)
+        found[current] = replace(found[current], heard=_heard(session, id, current, needed))
+    return found
+
+
+def _heard(session: Session, id: str, ring: int, number: int) -> datetime:
+    """Since when that number of devices that have applied it were seen."""
+    seen = session.scalar(
+        select(Presence.last_seen)
+        .join(Membership, Membership.device_id == Presence.device_id)
+        .where(
+            Membership.deployment_id == id,
+            Membership.ring == ring,
+            Membership.state == m.DeviceState.APPLIED.value,
+        )
+        .order_by(Presence.last_seen.desc())
+        .offset(number - 1)
+        .limit(1)
+    )
+    return seen or datetime.min.replace(tzinfo=UTC)
 
 
 def _success(session: Session, id: str, ring: int, number: int) -> datetime | None:
@@ -238,7 +260,9 @@ def situation(session: Session, row: Deployment, live: Live, fleet: Fleet) -> ro
             )
             or 0
         )
-    return rollout.Situation(content, live.policy, tallies(session, row.id, live.policy.rings), newer, running)
+    return rollout.Situation(
+        content, live.policy, tallies(session, row.id, live.policy.rings, row.ring), newer, running
+    )
 
 
 def live_of(session: Session, row: Deployment, fleet: Fleet) -> Live | None:
