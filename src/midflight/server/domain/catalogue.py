@@ -60,22 +60,39 @@ class Catalogue:
             (c for c in reversed(self.of_package(package)) if c.kind is ContentKind.BASELINE and not c.revoked), None
         )
 
-    def fixed_by(self, device: Device, content: Content) -> Content | None:
+    def fixes(self, device: Device) -> dict[str, tuple[Content | None, Content | None]]:
+        """Per package: the baseline that runs from disk, and the newest hotpatch that runs in every process that
+        needs it."""
+        found: dict[str, tuple[Content | None, Content | None]] = {}
+        for image in device.images or ():
+            baseline = self._baseline_of.get(image.build_id)
+            if baseline is not None and image.package in (baseline.package, ""):
+                known = found.get(baseline.package, (None, None))[0]
+                # of several images of a package, the oldest counts
+                if known is None or baseline.sequence < known.sequence:
+                    found[baseline.package] = (baseline, None)
+        for patch in device.patches:
+            running = self.contents.get(patch.content) if patch.complete else None
+            if running is not None:
+                baseline, newest = found.get(running.package, (None, None))
+                if newest is None or running.sequence > newest.sequence:
+                    found[running.package] = (baseline, running)
+        return found
+
+    def fixed_by(
+        self, device: Device, content: Content, fixes: dict[str, tuple[Content | None, Content | None]] | None = None
+    ) -> Content | None:
         """What on this device contains the fix of a content: a hotpatch that runs everywhere, or its baseline; or None.
 
         Hotpatches are cumulative since their baseline, and a baseline contains every fix of lower sequence. So a
         hotpatch can contain more than a baseline that is not installed: that one would take fixes away.
+
+        Args:
+            device: as last reported.
+            content: whose fix it is about.
+            fixes: :meth:`fixes` of the device, for whoever asks about many contents.
         """
-        baseline = self.installed(device, content.package)
+        baseline, hotpatch = (self.fixes(device) if fixes is None else fixes).get(content.package, (None, None))
         if baseline is not None and baseline.sequence >= content.sequence:
             return baseline
-        for patch in device.patches:
-            running = self.contents.get(patch.content)
-            if (
-                running is not None
-                and patch.complete
-                and running.package == content.package
-                and running.sequence >= content.sequence
-            ):
-                return running
-        return None
+        return hotpatch if hotpatch is not None and hotpatch.sequence >= content.sequence else None

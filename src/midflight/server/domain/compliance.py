@@ -125,13 +125,14 @@ def evaluate(
 def _missing(
     device: Device, requirements: Sequence[Requirement], catalogue: Catalogue, grace: timedelta
 ) -> tuple[list[Missing], bool]:
+    fixes = catalogue.fixes(device)
     missing: list[Missing] = []
     hotpatched = False
     for requirement in requirements:
         content = requirement.content
         if not catalogue.concerns(device, content.package):
             continue
-        fix = catalogue.fixed_by(device, content)
+        fix = catalogue.fixed_by(device, content, fixes)
         if fix is None:
             # a device that is new has the whole time from then on
             since = max(requirement.since, device.enrolled or requirement.since)

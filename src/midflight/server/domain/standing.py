@@ -36,6 +36,7 @@ def standing(
     running, fixed, held = set[str](), set[str](), dict[str, str]()
     findings: dict[str, Finding] = {}
     outside: dict[str, Reason] = {}
+    fixes = catalogue.fixes(device)
     for deployment, policy in live:
         content = catalogue[deployment.content]
         reason = not_for(deployment, policy, groups, governance)
@@ -44,7 +45,7 @@ def standing(
         if runs(device, content):
             running.add(content.id)
             continue
-        if catalogue.fixed_by(device, content):
+        if catalogue.fixed_by(device, content, fixes):
             fixed.add(content.id)
             continue
         finding = ineligible(device, content, policy, catalogue)
