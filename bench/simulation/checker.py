@@ -42,7 +42,7 @@ class Watch:
     """Device to good, bad or silent."""
     offered: dict[int, int] = field(default_factory=dict)
     told: dict[int, int] = field(default_factory=dict)
-    """When it was told to begin, while its answer is due."""
+    """When it began, while its answer is due."""
     successes: dict[int, list[int]] = field(default_factory=dict)
     """Per ring, when successes were reported."""
     counts: Counter[tuple[int, str]] = field(default_factory=Counter)
@@ -93,17 +93,15 @@ class Checker:
                 "ring membership is stable", f"{device.id} moved from ring {known} to {ring} of {deployment}"
             )
 
-    def offer(self, deployment: str, device: Sim, minute: int, begin: bool) -> None:
-        """A device was offered content, and told to begin at once or to wait."""
-        watch = self.watches[deployment]
-        watch.offered.setdefault(device.index, minute)
-        if begin:
-            watch.told.setdefault(device.index, minute)
+    def offer(self, deployment: str, device: Sim, minute: int) -> None:
+        """A device was offered content, to begin at once or in its window."""
+        self.watches[deployment].offered.setdefault(device.index, minute)
 
     def applies(self, deployment: str, device: Sim, minute: int) -> None:
         """A device begins to apply content."""
         self.checks["apply"] += 1
         watch, content = self.watches[deployment], self.watches[deployment].content
+        watch.told.setdefault(device.index, minute)
         what = f"{device.id} ({device.kind}) applied {content.id} of {deployment} at {moment(minute):%Y-%m-%d %H:%M}"
         if device.frozen:
             self.violation("exclusion wins", what)
@@ -288,7 +286,9 @@ class Checker:
         if not admitted or device.policy is None:
             return
         for content, since in self.required.get(device.policy, ()):
-            if content.id in self.revoked or (content.package == "nginx" and not device.nginx):
+            if content.id in self.revoked or self.watches[f"{content.id}@{device.policy}"].revert:
+                continue
+            if content.package == "nginx" and not device.nginx:
                 continue
             running = device.memory.get(content.package)
             fixed = int(device.disk[1:]) >= content.sequence if content.package == "openssl" else False

@@ -221,5 +221,5 @@ def policies() -> dict[str, Policy]:
         restart=RestartBehaviour.IN_WINDOW, compliance=rule,
     )  # fmt: skip
     # rivals fall under two policies of the same priority: a conflict that nobody mended
-    rivals = Policy("rivals", "Rivals", Audience(frozenset({"rivals"})), 10)
+    rivals = Policy("rivals", "Rivals", Audience(frozenset({"rivals"}), frozen), 10)
     return {policy.id: policy for policy in (servers, laptops, kiosks, rivals)}

@@ -358,7 +358,7 @@ class World:
         following = minute + IDLE + self.random.randrange(DAY)
         for action in decision.actions:
             if action.kind is not offers.ActionKind.REVERT:
-                self.checker.offer(action.deployment, device, minute, action.begin_now)
+                self.checker.offer(action.deployment, device, minute)
             if action.begin_now:
                 if not device.pending:
                     self.act(device, action, minute)
@@ -501,7 +501,7 @@ class World:
         needs = {
             policy: compliance.required(
                 self.policies[policy],
-                [(self.catalogue[c.id], moment(at)) for c, at in self.checker.required.get(policy, ())],
+                self._started(policy),
             )
             for policy in self.policies
         }
@@ -517,6 +517,15 @@ class World:
             self.checker.complies(device, word.admitted, compliant, minute)
             found.append(word)
         self.compliance.append((minute, compliance.overview(found)))
+
+    def _started(self, policy: str) -> list[tuple[Content, datetime]]:
+        """What a policy offered and has not taken back: nobody is blamed for lacking what was ordered out."""
+        return [
+            (self.catalogue[live.content.id], moment(at))
+            for content, at in self.checker.required.get(policy, ())
+            if (live := self.live[f"{content.id}@{policy}"]).deployment.reason is not Reason.DONE_REVERTED
+            and live.deployment.effective is not Effective.REVERTING
+        ]
 
     def publish(self, content: Content, bad: Bad | None, expedite: bool, minute: int, to: tuple[str, ...]) -> None:
         """Content comes out: a deployment for each policy that it is for."""
