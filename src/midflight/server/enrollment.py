@@ -154,7 +154,8 @@ def _new_device(session: Session, request: EnrollmentRequest, token: EnrollToken
             detail="",
             hotpatched=False,
             since=now,
-            until=from_micros(0),
+            until=None,
+            due=now,
             evaluated=now,
         )
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -72,6 +73,8 @@ def know(database: Database) -> Callable[..., Known]:
         name: str = "web1",
         state: str | None = "compliant",
         until: datetime | None = None,
+        due: datetime | None = None,
+        violated: bool = False,
         disabled: datetime | None = None,
         revoked: datetime | None = None,
         ends: datetime = NOW + HOUR,
@@ -81,7 +84,7 @@ def know(database: Database) -> Callable[..., Known]:
             columns = {column.name for column in Device.__table__.columns}
             texts: dict[str, object] = dict.fromkeys(columns, "") | {"tags": {}, "state": None, "memory_free_mib": None}
             row = texts | {
-                "id": device.id, "hostname": name, "sequence": 0, "reported": NOW, "integrity_violated": False,
+                "id": device.id, "hostname": name, "sequence": 0, "reported": NOW, "integrity_violated": violated,
                 "restart_pending": False, "enrolled": NOW, "disabled": disabled, "policy_id": None, "regroup": False,
                 "version": 1,
             }  # fmt: skip
@@ -110,6 +113,7 @@ def know(database: Database) -> Callable[..., Known]:
                         hotpatched=False,
                         since=NOW,
                         until=until,
+                        due=due,
                         evaluated=NOW,
                     )
                 )
@@ -127,6 +131,14 @@ def test_a_compliant_device_is_let_in_however_the_proxy_names_it(admin: TestClie
 
 
 @sqlite
+def test_the_last_word_holds_while_a_device_is_about_to_be_judged_anew(
+    admin: TestClient, know: Callable[..., Known]
+) -> None:
+    """An edit of a policy must not shut everybody out for the seconds that judging a whole fleet takes."""
+    assert admin.get("/auth/compliance", headers=know(due=NOW).nginx).status_code == 204
+
+
+@sqlite
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
@@ -136,13 +148,15 @@ def test_a_compliant_device_is_let_in_however_the_proxy_names_it(admin: TestClie
         ({"state": "conflict"}, "fix_missing"),
         ({"state": None}, "unknown"),
         ({"until": NOW - timedelta(seconds=1)}, "evaluation_over"),
+        ({"due": NOW - gate.JUDGED_WITHIN}, "evaluation_over"),
+        ({"violated": True}, "integrity_violated"),
         ({"disabled": NOW}, "device_disabled"),
         ({"revoked": NOW}, "certificate_over"),
         ({"ends": NOW - timedelta(seconds=1)}, "certificate_over"),
     ],
 )
 def test_everybody_else_is_not(
-    admin: TestClient, know: Callable[..., Known], facts: dict[str, datetime | None], reason: str
+    admin: TestClient, know: Callable[..., Known], facts: dict[str, Any], reason: str
 ) -> None:
     answer = admin.get("/auth/compliance", headers=know(**facts).nginx)
     assert (answer.status_code, answer.headers["x-midflight-reason"]) == (403, reason)

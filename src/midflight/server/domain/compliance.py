@@ -66,8 +66,7 @@ def required(policy: Policy, started: Iterable[tuple[Content, datetime]]) -> lis
     Args:
         policy: its compliance rule says from which severity on.
         started: the contents of its deployments with the time of their first offer. Revoked content is not required;
-        leave
-            out deployments that were reverted: nobody is to be blamed for lacking what was ordered out.
+            leave out deployments that were reverted: nobody is to be blamed for lacking what was ordered out.
     """
     lowest = policy.compliance.min_severity.rank
     return [

@@ -7,7 +7,7 @@ import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 from ssl import PEM_cert_to_DER_cert
 from urllib.parse import unquote
@@ -24,6 +24,8 @@ _ENVOY = re.compile(r"(?:^|;)Hash=([0-9a-fA-F]{64})(?:;|$)")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _ADMITTED = frozenset(state.value for state in ADMITTED)
 _MAX_HEADER = 16384
+JUDGED_WITHIN = timedelta(minutes=5)
+"""Who is to be judged anew is so within seconds; after this long nobody does it, and the device is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,9 @@ def _judge(session: Session, which: object, now: datetime) -> Verdict:
             Device.disabled,
             Compliance.state,
             Compliance.reason,
+            Device.integrity_violated,
             Compliance.until,
+            Compliance.due,
         )
         .join(Device, Device.id == Certificate.device_id)
         .outerjoin(Compliance, Compliance.device_id == Device.id)
@@ -103,8 +107,11 @@ def _judge(session: Session, which: object, now: datetime) -> Verdict:
         return no("device_disabled")
     if row.revoked is not None or not row.not_before <= now < row.not_after:
         return no("certificate_over")
-    if row.until is not None and now >= row.until:
-        # time alone has made it worse, and nobody has judged it anew yet
+    if row.integrity_violated:
+        # no word of last time counts against that
+        return no("integrity_violated")
+    if (row.until is not None and now >= row.until) or (row.due is not None and now >= row.due + JUDGED_WITHIN):
+        # time alone has made it worse, or something changed, and nobody judges it anew
         return no("evaluation_over")
     if state not in _ADMITTED:
         return no(row.reason or "unknown")

@@ -7,12 +7,11 @@ transactions wait for each other (docs/adr/0076).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
-from sqlalchemy import select, text, update
+from sqlalchemy import ColumnElement, select, text, update
 from sqlalchemy.orm import Session
 
-from midflight.server.store.base import to_micros
 from midflight.server.store.devices import Answer
 from midflight.server.store.policies import Compliance, Deployment
 
@@ -74,12 +73,16 @@ def lock(session: Session, ids: Sequence[str], skip_locked: bool = False) -> lis
 
 def compliance_of_policy(session: Session, policy: str) -> None:
     """What a policy requires changed: its devices' compliance is looked at again."""
-    session.execute(update(Compliance).where(Compliance.policy_id == policy).values(until=_SOON))
+    _judge_anew(session, Compliance.policy_id == policy)
 
 
 def compliance_of(session: Session, device: str) -> None:
     """A device's facts changed: its compliance is looked at again."""
-    session.execute(update(Compliance).where(Compliance.device_id == device).values(until=_SOON))
+    _judge_anew(session, Compliance.device_id == device)
+
+
+def _judge_anew(session: Session, which: ColumnElement[bool]) -> None:
+    session.execute(update(Compliance).where(which, Compliance.due.is_(None)).values(due=datetime.now(UTC)))
 
 
 def content_changed(session: Session, contents: Sequence[str]) -> None:
@@ -88,7 +91,3 @@ def content_changed(session: Session, contents: Sequence[str]) -> None:
     for id, policy in sorted(tuple(row) for row in ids):
         members(session, id)
         compliance_of_policy(session, policy)
-
-
-_SOON = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
-assert to_micros(_SOON) == 0

@@ -150,7 +150,11 @@ class Compliance(Base):
     """What a device's compliance is now."""
 
     __tablename__ = "compliance"
-    __table_args__ = (Index("ix_compliance_state", "state", "policy_id"), Index("ix_compliance_until", "until"))
+    __table_args__ = (
+        Index("ix_compliance_state", "state", "policy_id"),
+        Index("ix_compliance_until", "until"),
+        Index("ix_compliance_due", "due"),
+    )
 
     device_id: Mapped[str] = mapped_column(ForeignKey("device.id"), primary_key=True)
     policy_id: Mapped[str | None]
@@ -162,6 +166,8 @@ class Compliance(Base):
     since: Mapped[datetime]
     until: Mapped[datetime | None]
     """When time alone will make it worse."""
+    due: Mapped[datetime | None]
+    """Since when it is to be judged anew, because something else changed; until that is done, the last word holds."""
     evaluated: Mapped[datetime]
 
 

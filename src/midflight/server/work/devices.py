@@ -119,13 +119,7 @@ def evaluate_compliance(database: Database, cache: FleetCache, now: datetime, li
     changed = looked = 0
     while looked < limit:
         with database.write() as session:
-            due = claimed(
-                select(Compliance)
-                .where(Compliance.until <= now)
-                .order_by(Compliance.until, Compliance.device_id)
-                .limit(CHUNK)
-            )
-            rows = session.scalars(due).all()
+            rows = _to_judge(session, now)
             if not rows:
                 return changed
             fleet = cache.get(session)
@@ -139,6 +133,15 @@ def evaluate_compliance(database: Database, cache: FleetCache, now: datetime, li
                 changed += _write(session, row, found, place, now)
             looked += len(rows)
     return changed
+
+
+def _to_judge(session: Session, now: datetime) -> Sequence[Compliance]:
+    """Those for which something changed, before those for which time did."""
+    for which, since in ((Compliance.due.is_not(None), Compliance.due), (Compliance.until <= now, Compliance.until)):
+        due = claimed(select(Compliance).where(which).order_by(since, Compliance.device_id).limit(CHUNK))
+        if rows := session.scalars(due).all():
+            return rows
+    return ()
 
 
 def _required(session: Session, places: dict[str, Place], fleet: Fleet) -> dict[str, list[rules.Requirement]]:
@@ -169,6 +172,7 @@ def _write(session: Session, row: Compliance, found: rules.Compliance, place: Pl
     before = (row.state, row.reason, row.policy_id)
     after = (found.state.value, found.reason.value, found.policy)
     row.detail, row.hotpatched, row.evaluated, row.until = found.detail, found.hotpatched, now, found.until
+    row.due = None
     if before == after:
         return False
     row.state, row.reason, row.policy_id = after

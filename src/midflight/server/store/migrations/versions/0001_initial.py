@@ -321,6 +321,7 @@ def upgrade() -> None:
         sa.Column("hotpatched", sa.Boolean(), nullable=False),
         sa.Column("since", sa.BigInteger(), nullable=False),
         sa.Column("until", sa.BigInteger(), nullable=True),
+        sa.Column("due", sa.BigInteger(), nullable=True),
         sa.Column("evaluated", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["device_id"], ["device.id"], name=op.f("fk_compliance_device_id_device")),
         sa.PrimaryKeyConstraint("device_id", name=op.f("pk_compliance")),
@@ -328,6 +329,7 @@ def upgrade() -> None:
     with op.batch_alter_table("compliance", schema=None) as batch_op:
         batch_op.create_index("ix_compliance_state", ["state", "policy_id"], unique=False)
         batch_op.create_index("ix_compliance_until", ["until"], unique=False)
+        batch_op.create_index("ix_compliance_due", ["due"], unique=False)
 
     op.create_table(
         "compliance_change",
