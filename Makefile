@@ -8,16 +8,21 @@ SERIAL := live or kills or soak
 # make matching
 SEEDS ?= 1000 1100
 
-.PHONY: help setup setup-test lint format unit live fleet test-fleet setup-fleet corpus corpus-quick test test-wine bench-wine matching bench demo clean lock reference
+.PHONY: help setup setup-test lint format unit live fleet test-fleet setup-fleet corpus corpus-quick test test-wine bench-wine matching bench demo demo-fleet clean lock reference
 .DEFAULT_GOAL := help
 
 help: ## show this list
 	@echo "Two commands do everything on a fresh Debian 12: make demo, make test. All targets:"
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-13s%s\n' "$$target" "$$text"; done
 
-demo: ## watch a real server lose a real vulnerability under load, without a restart (5 minutes)
+demo: ## a real server loses a real vulnerability under load, then a fleet does; ends with its console (8 minutes)
 	@scripts/bootstrap demo
 	@$(BIN)/python demo/run.py
+	@$(MAKE) --no-print-directory demo-fleet
+
+demo-fleet: ## the second part alone: a server, three devices, a bad patch stopped by itself (3 minutes; root)
+	@scripts/bootstrap demo-fleet console
+	@$(BIN)/python -m demo.fleet.run
 
 # What follows the fast tests waits more than it computes: two of these at a time, each shown when it ends.
 LANES := live test-wine fleet corpus-quick
@@ -53,7 +58,8 @@ fleet: setup-fleet ## the fleet as a whole: server, agents in namespaces, databa
 	$(PYTEST) -m fleet
 
 test-fleet: setup-fleet ## all tests of the fleet alone: trust, agent, server, console, and the whole
-	$(PYTEST) tests/trust tests/agent tests/server tests/fleet
+	$(PYTEST) -n 2 -m "not fleet and not ($(SERIAL))" tests/trust tests/agent tests/server
+	$(BIN)/python -m pytest --junitxml=$(REPORTS)/$@-serial.xml -m "fleet or $(SERIAL)" tests/trust tests/agent tests/server tests/fleet
 
 corpus: ## real CVEs in real Debian packages, patched live; CASE=package/CVE: one (all: an hour)
 	@scripts/bootstrap test corpus corpus-all

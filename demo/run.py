@@ -18,7 +18,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from midflight.forge.packages.apt import SourceError
 from midflight.forge.packages.sources import SourcePackage, fetch
@@ -42,27 +42,32 @@ STEPS = 8
 class Story:
     """Tells what happens: numbered steps, commands as typed, indented results."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int = STEPS, to: TextIO = sys.stdout) -> None:
         self.started = time.monotonic()
-        self._number = 0
+        self._number, self._steps, self._to = 0, steps, to
         self._bold, self._dim, self._end = (
-            ("\x1b[1m", "\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "", "")
+            ("\x1b[1m", "\x1b[2m", "\x1b[0m") if to.isatty() and "NO_COLOR" not in os.environ else ("", "", "")
         )
 
     def step(self, title: str) -> None:
         """Begin the next step."""
         self._number += 1
         clock = f"{time.monotonic() - self.started:4.0f} s"
-        print(f"\n{self._bold}[{self._number}/{STEPS}] {title}{self._end}  {self._dim}{clock}{self._end}", flush=True)
+        text = f"\n{self._bold}[{self._number}/{self._steps}] {title}{self._end}  {self._dim}{clock}{self._end}"
+        print(text, file=self._to, flush=True)
 
     def say(self, text: str) -> None:
         """Print a paragraph of the step."""
-        print(textwrap.fill(text, 96, initial_indent="      ", subsequent_indent="      "), flush=True)
+        print(textwrap.fill(text, 96, initial_indent="      ", subsequent_indent="      "), file=self._to, flush=True)
 
     def show(self, text: str, bright: bool = False) -> None:
         """Print lines as they are: a command's output, or the command itself (``bright``)."""
         for line in text.rstrip("\n").splitlines():
-            print(f"      {'' if bright else self._dim}{line}{self._end}", flush=True)
+            print(f"      {'' if bright else self._dim}{line}{self._end}", file=self._to, flush=True)
+
+    def row(self, label: str, text: str) -> None:
+        """Print a line of a summary."""
+        print(f"      {label + ' ':.<32} {text}", file=self._to, flush=True)
 
 
 class Demo:
@@ -222,7 +227,7 @@ class Demo:
             ("the whole demo", f"{time.monotonic() - self.story.started:.0f} s"),
         ]
         for label, text in rows:
-            print(f"      {label + ' ':.<32} {text}")
+            self.story.row(label, text)
         print(flush=True)
         if report.failed or not unchanged or not survived:
             raise DemoError("not everything went as it should; see the summary above")
