@@ -24,12 +24,12 @@ demo-fleet: ## the second part alone: a server, three devices, a bad patch stopp
 	@scripts/bootstrap demo-fleet console
 	@$(BIN)/python -m demo.fleet.run
 
-# What follows the fast tests waits more than it computes: two of these at a time, each shown when it ends.
+# What follows the fast tests waits more than it computes: three of these at a time, each shown when it ends.
 LANES := live test-wine fleet corpus-quick
 
 test: lint unit ## everything that CI runs: lint, types, import rules, all tests (under 30 minutes)
-	@echo "now $(LANES), two at a time; what they print comes when each has ended"
-	@$(MAKE) --no-print-directory --keep-going -j 2 --output-sync=target $(LANES)
+	@echo "now $(LANES), three at a time; what they print comes when each has ended"
+	@$(MAKE) --no-print-directory --keep-going -j 3 --output-sync=target $(LANES)
 
 lint: ## ruff, mypy --strict, import-linter
 	@scripts/bootstrap

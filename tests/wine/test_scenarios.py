@@ -148,7 +148,7 @@ def test_what_the_forge_makes(program: str, arguments: tuple[str, ...], name: st
     ("program", "arguments", "name", "old", "new"),
     [
         ("threads.exe", ("6",), "both2", "1 10 0", "2 20 0"),
-        ("hotprologue.exe", ("2", "hot"), "hotpatch2", "1 10 0", "2 20 0"),
+        ("hotprologue.exe", ("2",), "hotpatch2", "1 10 0", "2 20 0"),
         ("hotprologue.exe", ("6",), "hotstrict", "1 10 0", "2 20 0"),
         ("host.exe", ("3", f"{CORE_BASE:x}"), "core2", "1000 -1 0", "16 -2 0"),
         ("odd.exe", (), "tiny", "5 0 1", "6 0 1"),
