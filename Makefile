@@ -8,7 +8,7 @@ SERIAL := live or kills or soak
 # make matching
 SEEDS ?= 1000 1100
 
-.PHONY: help setup setup-test lint format unit live fleet test-fleet setup-fleet corpus corpus-quick test test-wine bench-wine matching bench demo demo-fleet clean lock reference
+.PHONY: help setup setup-test lint format unit live fleet test-fleet setup-fleet setup-all corpus corpus-quick test test-wine bench-wine matching bench demo demo-fleet clean lock reference
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -27,7 +27,7 @@ demo-fleet: ## the second part alone: a server, three devices, a bad patch stopp
 # What follows the fast tests waits more than it computes: three of these at a time, each shown when it ends.
 LANES := live test-wine fleet corpus-quick
 
-test: lint unit ## everything that CI runs: lint, types, import rules, all tests (under 30 minutes)
+test: setup-all lint unit ## everything that CI runs: lint, types, import rules, all tests (under 30 minutes)
 	@echo "now $(LANES), three at a time; what they print comes when each has ended"
 	@$(MAKE) --no-print-directory --keep-going -j 3 --output-sync=target $(LANES)
 
@@ -103,3 +103,6 @@ setup setup-test:
 
 setup-fleet:
 	@scripts/bootstrap test fleet
+
+setup-all: # before anything runs: nothing is to be installed while programs are built and compared
+	@scripts/bootstrap test corpus wine fleet
