@@ -337,7 +337,9 @@ def look(folder: Path, boot: str) -> Snapshot:
         )
         watches = database.execute(_WATCHES, (boot,)).fetchall()
         latest = {(one.pid, one.start_time, one.name): one for one in _applications(database, boot)}
-    return Snapshot(_runs(folder), facts, bars, tuple(Watch(*row) for row in watches), tuple(latest.values()))
+    return Snapshot(
+        is_locked(folder / LOCK), facts, bars, tuple(Watch(*row) for row in watches), tuple(latest.values())
+    )
 
 
 def set_bar(folder: Path, bar: Bar) -> None:
@@ -379,14 +381,3 @@ def _existing(folder: Path) -> Any:
             database.close()
     except sqlite3.Error as error:
         raise InputError(f"{path} cannot be used: {error}") from None
-
-
-def _runs(folder: Path) -> bool:
-    try:
-        handle = os.open(folder / LOCK, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
-    except OSError:
-        return False
-    try:
-        return is_locked(handle)
-    finally:
-        os.close(handle)

@@ -173,14 +173,7 @@ def lock(pid: int, start_time: int, timeout: float = 10.0) -> Iterator[None]:
 
 def held(pid: int, start_time: int) -> bool:
     """Whether an engine works on the process at this moment."""
-    try:
-        handle = os.open(folder() / f"{pid}-{start_time}.lock", os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
-    except OSError:
-        return False
-    try:
-        return is_locked(handle)
-    finally:
-        os.close(handle)
+    return is_locked(folder() / f"{pid}-{start_time}.lock")
 
 
 def sweep(alive: Callable[[int, int], bool]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 
 def try_lock(handle: int) -> bool:
@@ -24,7 +26,7 @@ def try_lock(handle: int) -> bool:
         return False
 
 
-def is_locked(handle: int) -> bool:
+def _is_locked(handle: int) -> bool:
     """Whether another process has it."""
     if sys.platform == "win32":
         import msvcrt
@@ -40,3 +42,15 @@ def is_locked(handle: int) -> bool:
         return False
     except BlockingIOError:
         return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has the lock of a file; of one that cannot be opened, nobody has."""
+    try:
+        handle = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+    except OSError:
+        return False
+    try:
+        return _is_locked(handle)
+    finally:
+        os.close(handle)
