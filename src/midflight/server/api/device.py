@@ -69,12 +69,7 @@ def _enroll(request: Request, body: bytes) -> bytes:
 @router.post(RENEW_PATH)
 async def renew(request: Request) -> Response:
     """The next certificate of a device; the request is signed with the current one."""
-    sent = Sent(
-        dict(request.headers),
-        request.scope["raw_path"].decode("latin-1"),
-        request.scope["query_string"].decode("latin-1"),
-        await read_body(request, MAX_MESSAGE),
-    )
+    sent = await sent_by(request, MAX_MESSAGE)
     return Response(await run_in_threadpool(_renew, request, sent), 200, media_type=_JSON)
 
 
@@ -87,6 +82,20 @@ def _renew(request: Request, sent: Sent) -> bytes:
         asked = decode_renewal(sent.body).certificate_request
         certificate = enrollment.renew(session, asked, device.certificate, keys.authority, now)
     return encode_renewal(Renewal(certificate=certificate.pem, authority=keys.authority.pem))
+
+
+async def sent_by(request: Request, most: int) -> Sent:
+    """A request as its device signed it, with a body of at most ``most`` bytes.
+
+    Raises:
+        TrustError: it is larger (reason ``oversized``).
+    """
+    return Sent(
+        dict(request.headers),
+        request.scope["raw_path"].decode("latin-1"),
+        request.scope["query_string"].decode("latin-1"),
+        await read_body(request, most),
+    )
 
 
 async def read_body(request: Request, most: int) -> bytes:

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from midflight.patch import strictjson
 from midflight.server.access.credentials import new_session
-from midflight.server.api.device import read_body
+from midflight.server.api.device import sent_by
 from midflight.server.api.gate import answer, issuer
 from midflight.server.api.problems import Problem
 from midflight.server.checkin.receive import CheckIns, Sent
@@ -27,12 +27,7 @@ _MAX_BODY = 1024
 @router.post(TOKEN_PATH)
 async def issue(request: Request) -> Response:
     """A compliance token for the device that signed the request; only for compliant ones."""
-    sent = Sent(
-        dict(request.headers),
-        request.scope["raw_path"].decode("latin-1"),
-        request.scope["query_string"].decode("latin-1"),
-        await read_body(request, _MAX_BODY),
-    )
+    sent = await sent_by(request, _MAX_BODY)
     return await run_in_threadpool(_issue, request, sent)
 
 
