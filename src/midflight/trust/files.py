@@ -19,20 +19,30 @@ def write_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
     Raises:
         InputError: one exists, or cannot be written.
     """
+    try:
+        write_all_new(files)
+    except FileExistsError as error:
+        raise InputError(f"{error.filename} exists and is never overwritten; choose another name") from None
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename}: {error.strerror}; choose another place") from None
+
+
+def write_all_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
+    """The same, for who has words of its own for what goes wrong.
+
+    Raises:
+        OSError: one exists, or cannot be written.
+    """
     written: list[Path] = []
     try:
         for path, (content, mode) in files.items():
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY | _CLOSED | _NO_LINK, mode)
             written.append(path)
             _fill(descriptor, content, mode)
-    except BaseException as error:
+    except BaseException:
         for path in written:
             with suppress(OSError):
                 path.unlink()
-        if isinstance(error, FileExistsError):
-            raise InputError(f"{error.filename} exists and is never overwritten; choose another name") from None
-        if isinstance(error, OSError):
-            raise InputError(f"cannot write {error.filename}: {error.strerror}; choose another place") from None
         raise
 
 

@@ -13,13 +13,13 @@ import hashlib
 import os
 import stat
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from midflight.errors import InputError
 from midflight.machine.ownership import changeable_by
+from midflight.trust.files import write_all_new
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -104,20 +104,11 @@ def create_key_pair(private_path: Path, public_path: Path, passphrase: str | Non
         InputError: one of the files exists, or cannot be written.
     """
     key = PrivateKey.generate()
-    written: list[Path] = []
     try:
-        for path, content, mode in (
-            (private_path, key.pem(passphrase), 0o600),
-            (public_path, key.public.pem(), 0o644),
-        ):
-            _write_new(path, content, mode)
-            written.append(path)
+        write_all_new({private_path: (key.pem(passphrase), 0o600), public_path: (key.public.pem(), 0o644)})
+    except FileExistsError as error:
+        raise InputError(f"{error.filename} exists, and keys are never overwritten; choose another name") from None
     except OSError as error:
-        for path in written:
-            with suppress(OSError):
-                path.unlink()
-        if isinstance(error, FileExistsError):
-            raise InputError(f"{error.filename} exists, and keys are never overwritten; choose another name") from None
         raise InputError(f"cannot write key {error.filename}: {error.strerror}; choose another place") from None
     return key.public
 
@@ -233,20 +224,3 @@ def _read(path: str | Path) -> tuple[bytes, int]:
     if len(content) > _MAX_KEY_FILE:
         raise InputError(f"{path} is too large to be a key; give another file")
     return content, stat.S_IMODE(mode)
-
-
-def _write_new(path: Path, content: bytes, mode: int) -> None:
-    """Write a file that must not exist. After an error there is none."""
-    system = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | system, mode)
-    try:
-        with open(descriptor, "wb") as file:
-            if hasattr(os, "fchmod"):
-                os.fchmod(descriptor, mode)
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-    except BaseException:
-        with suppress(OSError):
-            path.unlink()
-        raise
