@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from midflight.process.live import holding_tells
 from tests.agent.harness import RunningAgent, until
 from tests.commands import midflight
 from tests.live.harness import ASK, Fix, Lab, Target
@@ -152,12 +153,7 @@ def test_a_crash_takes_it_out_everywhere_and_bars_it(fixes: Fixes, tmp_path: Pat
         running.order(fixes.first.hotpatch)
         running.order(fixes.second.hotpatch)
         becomes(target, "3 0")
-        with Target.start(fixes.program) as doomed:
-            becomes(doomed, "3 0")
-            assert doomed.process.stdin is not None
-            doomed.process.stdin.write(b"crash\n")
-            doomed.process.stdin.flush()
-            assert doomed.process.wait(30) == -signal.SIGSEGV
+        crash(fixes.program, "3 0")
         becomes(target, "2 0")  # the one before it, which nothing is known against
         (bar,) = running.ask("bars")["bars"]
         assert (bar["name"], bar["sequence"]) == ("answers", 2) and "SIGSEGV" in bar["reason"]
@@ -226,13 +222,47 @@ def test_barred_by_hand(fixes: Fixes, tmp_path: Path) -> None:
         assert "not barred" in midflight("agent", "unbar", "no-such", env=running.environment, status=2).err
 
 
-def test_where_the_kernel_does_not_tell_processes_are_looked_for(fixes: Fixes, tmp_path: Path) -> None:
-    with agent(fixes, tmp_path, before=("unshare", "--net")) as running:
-        assert running.says("looking at /proc") and running.says("crashes are not noticed")
+def crash(program: Path, answer: str) -> None:
+    """A process that is patched, by its answer, crashes."""
+    with Target.start(program) as doomed:
+        becomes(doomed, answer)
+        assert doomed.process.stdin is not None
+        doomed.process.stdin.write(b"crash\n")
+        doomed.process.stdin.flush()
+        assert doomed.process.wait(30) == -signal.SIGSEGV
+
+
+def test_in_a_network_namespace_the_kernel_tells_of_starts_and_crashes(fixes: Fixes, tmp_path: Path) -> None:
+    with agent(fixes, tmp_path, before=("unshare", "--net")) as running, Target.start(fixes.program) as target:
+        assert running.says("noticed by the kernel's process events")
         running.order(fixes.first.hotpatch)
-        until(lambda: running.says("in force: answers 1"), "ordered")
-        with Target.start(fixes.program) as target:
-            becomes(target, "2 0")
+        becomes(target, "2 0")
+        crash(fixes.program, "2 0")
+        becomes(target, "1 0")
+        (bar,) = running.ask("bars")["bars"]
+        assert "SIGSEGV" in bar["reason"]
+
+
+def test_where_the_kernel_tells_nothing_processes_are_looked_for_and_held(fixes: Fixes, tmp_path: Path) -> None:
+    nothing = ("unshare", "--net", "setpriv", "--bounding-set", "-sys_admin")
+    with agent(fixes, tmp_path, before=nothing) as running, Target.start(fixes.program) as target:
+        assert running.says("looking at /proc") and running.says("to enter the first network namespace")
+        running.order(fixes.first.hotpatch)
+        becomes(target, "2 0")
+        if not holding_tells():  # before Linux 6.15
+            assert running.says("crashes are not noticed")
+            assert "crashes are not noticed" in running.ask("status")["events"]
+            return
+        with Target.start(fixes.program) as late:
+            becomes(late, "2 0")
+            late.stop(signal.SIGTERM)
+        running.stop(signal.SIGKILL)
+        running.start()
+        assert not running.ask("bars")["bars"], "who is ended by somebody did not crash"
+        crash(fixes.program, "2 0")
+        becomes(target, "1 0")
+        (bar,) = running.ask("bars")["bars"]
+        assert "SIGSEGV" in bar["reason"]
 
 
 def test_an_agent_that_is_killed_leaves_nothing_half_done(fixes: Fixes, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from midflight.process.events import Event, ProcessEvents, open_events
+from midflight.process.live import hold, holding_tells, open_process
 from midflight.process.netlink import Connector
 from midflight.process.procpolling import ProcPolling
 from tests.commands import PATIENCE
@@ -103,6 +105,39 @@ def test_a_wait_can_be_ended_from_elsewhere(make: Callable[[], ProcessEvents]) -
     thread.join(PATIENCE / 2)
     assert not thread.is_alive()
     events.close()
+
+
+def test_who_was_held_can_be_asked_how_it_ended() -> None:
+    """By its zombie on every kernel, afterwards since Linux 6.15."""
+    for script, expected in (("kill -ABRT $$", (signal.SIGABRT, 0)), ("exit 7", (0, 7)), ("exit 0", (0, 0))):
+        child = subprocess.Popen(["sh", "-c", f"read line; {script}"], stdin=subprocess.PIPE)
+        with open_process(child.pid) as process:
+            held = hold(process)
+        assert held.ending() is None
+        child.communicate(b"\n")
+        assert held.ending() == (expected if holding_tells() else None)
+        held.close()
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", "read line; kill -SEGV $$"], os.environ)
+    with open_process(pid) as process:
+        held = hold(process)
+    os.kill(pid, signal.SIGSEGV)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert held.ending() == (signal.SIGSEGV, 0)
+    os.waitpid(pid, 0)
+    held.close()
+
+
+def test_more_processes_are_held_than_files_may_be_open_at_first() -> None:
+    """In a process of its own, which changes its limits."""
+    script = """
+import resource
+from midflight.process.live import hold, open_process
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+with open_process(1) as process:
+    print(len([hold(process) for _ in range(50)]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "50\n"
 
 
 def test_looking_sees_what_begins_becomes_another_and_ends() -> None:

@@ -30,10 +30,10 @@ from midflight.engine.transaction import Outcome
 from midflight.errors import MidflightError, ProcessGone
 from midflight.patch.hotpatch import Hotpatch
 from midflight.process.events import Event, ProcessEvents
-from midflight.process.live import alive, command_name, exit_status, open_process, program_of
+from midflight.process.live import LiveProcess, alive, command_name, hold, holding_tells, open_process, program_of
 
 _COMPARED = sys.platform == "win32"
-"""Whether processes must be seen twice to know that they are complete, and are held open to learn how they end."""
+"""Whether processes must be seen twice to know that they are complete."""
 _ORDERS_EVERY = 1.0
 _FLUSH_EVERY = 0.5
 _MOST_PLAIN = 10_000
@@ -85,6 +85,7 @@ class Agent:
         self._observation = Observation(settings, state)
         self._orders = Orders()
         self._wanted = Wanted()
+        self._hold = not events.tells_how_processes_end
         self._looks = Looks(SOON_COMPARED if _COMPARED else SOON)
         self._seen: dict[int, int] = {}
         self._missing: set[int] = set()
@@ -137,8 +138,10 @@ class Agent:
         self._tell(Notice("started", f"{self._source.describe()}; new processes are noticed by {self._events.source}"))
         if self._state.lost:
             self._tell(Notice("problem", self._state.lost))
-        if not self._events.tells_how_processes_end and not _COMPARED:
-            self._tell(Notice("problem", "how processes end is not told here: crashes are not noticed"))
+        if self._hold and not holding_tells():
+            text = "how processes end is not told here: crashes are not noticed"
+            self._state.fact("events", f"{self._events.source}; {text}")
+            self._tell(Notice("problem", text))
         for outcome in self._patcher.recover():
             what = f"process {outcome.pid}, which carries what an earlier run put there"
             self._tell(Notice("problem", f"{what}: {outcome.reason}"))
@@ -151,16 +154,14 @@ class Agent:
         offset = time.monotonic() - clocks.uptime()
         for one in self._state.alive():
             try:
-                process = open_process(one.pid)
-            except MidflightError:
-                self._state.ended(one.pid, one.start_time, "while no agent ran")
-                continue
-            with process:
-                if process.start_time == one.start_time:
+                with open_process(one.pid) as process:
+                    if process.start_time != one.start_time:
+                        raise ProcessGone(f"process {one.pid} is another one now")
                     tracked = self._processes.of(process, one.command)
                     tracked.applied[one.name, one.sequence] = one.uptime + offset
-                else:
-                    self._state.ended(one.pid, one.start_time, "while no agent ran")
+                    self._keep_hold(tracked, process)
+            except MidflightError:
+                self._state.ended(one.pid, one.start_time, "while no agent ran")
 
     def _step(self) -> None:
         for event in self._events.wait(self._pause()):
@@ -200,10 +201,11 @@ class Agent:
             self._seen.pop(event.pid, None)
             tracked = self._processes.get(event.pid)
             if tracked is not None:
-                status = exit_status(tracked.process) if tracked.process is not None else None
-                how = crash(event.signal, status)
-                code = event.status if status is None else status
-                self._ended(event.pid, f"crashed {how}" if how else f"signal {event.signal}, status {code}")
+                ending = tracked.held.ending() if tracked.held is not None else None
+                signal, status = ending or (event.signal, event.status)
+                how = crash(signal, status)
+                known = f"signal {signal}, status {status}" if signal or status or not self._hold else "it ended"
+                self._ended(event.pid, f"crashed {how}" if how else known)
                 if how:
                     self._crashed(tracked, how)
 
@@ -212,8 +214,8 @@ class Agent:
         if tracked is not None:
             if tracked.start_time:
                 self._state.ended(pid, tracked.start_time, how)
-            if tracked.process is not None:
-                tracked.process.close()
+            if tracked.held is not None:
+                tracked.held.close()
 
     # -- looking and applying ----------------------------------------------------------------------------------------
 
@@ -253,10 +255,12 @@ class Agent:
         """Put into a process what is wanted there."""
         process = seen.process
         tracked = self._processes.get(process.pid)
+        if tracked is not None and tracked.start_time not in (0, process.start_time):
+            self._happened(Event("ended", process.pid, time.monotonic()))
+            tracked = None
         command = tracked.command if tracked is not None and tracked.start_time else command_name(process.pid)
         tracked = self._processes.of(process, command)
-        if _COMPARED and tracked.process is None:
-            tracked.process = open_process(process.pid)
+        self._keep_hold(tracked, process)
         failed = False
         for hotpatch in self._wanted.for_images(seen.images):
             mine = {(hotpatch.digest, t.build_id) for t in hotpatch.manifest.targets if t.build_id in seen.images}
@@ -282,6 +286,11 @@ class Agent:
             self._looks.retry(process.pid, look.number + 1 if look.retry else 0, time.monotonic())
         else:
             tracked.failures = 0
+
+    def _keep_hold(self, tracked: Tracked, process: LiveProcess) -> None:
+        """Where events do not say how a process ends, it can be asked who was held before."""
+        if self._hold and tracked.held is None:
+            tracked.held = hold(process)
 
     def _came_in(self, tracked: Tracked, hotpatch: Hotpatch) -> None:
         key = key_of(hotpatch)
@@ -311,7 +320,7 @@ class Agent:
         # Who is missing twice has ended without our hearing of it; once may be that we hear of it in a moment.
         missing = {tracked.pid for tracked in self._processes} - set(pids)
         for pid in missing & self._missing:
-            self._ended(pid, "unknown")
+            self._happened(Event("ended", pid, now))
         self._missing = missing
         self._background_cost = time.monotonic() - now
         self._rescan_at = now + self._settings.rescan * _RESCAN_STRETCH

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from midflight.agent.health import blamed
 from midflight.agent.orders import Key
-from midflight.process.live import LiveProcess
+from midflight.process.live import Held, LiveProcess
 
 
 @dataclass(slots=True)
@@ -22,8 +22,8 @@ class Tracked:
     done: set[tuple[str, str]] = field(default_factory=set)
     """(digest, image) of what needs not be applied again."""
     failures: int = 0
-    process: LiveProcess | None = None
-    """Held open where only that tells how it ended (Windows)."""
+    held: Held | None = None
+    """The process, held open where only that tells how it ended."""
 
 
 class Processes:

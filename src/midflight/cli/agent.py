@@ -262,6 +262,7 @@ def _status(args: argparse.Namespace, out: Output) -> int:
     )
     state = Styled("runs", "good") if known.running else Styled("does not run", "bad")
     out.line("the agent ", state, f"  {known.facts.get('source', '')}")
+    out.line(f"new processes are noticed by {known.facts.get('events', '')}")
     if server is not None:
         heard = _when(server["last_heard"]) or "never"
         told = f"instructions {server['instructions'] or 'none'}, {server['unheard_outcomes']} outcomes not yet told"

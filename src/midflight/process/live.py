@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from midflight.errors import ProcessError, ProcessGone
 
@@ -65,12 +65,40 @@ def alive(process: LiveProcess) -> bool:
     return True
 
 
-def exit_status(process: LiveProcess) -> int | None:
-    """How a process ended that is held open, as its 32-bit exit code; None: it lives, or the system does not say so
-    afterwards (Linux tells it to parents and in events alone)."""
-    from midflight.process.windows import WindowsProcess
+class Held(Protocol):
+    """A process that is held open, so that it can be asked afterwards how it ended."""
 
-    return process.exit_status() if isinstance(process, WindowsProcess) else None
+    def ending(self) -> tuple[int, int] | None:
+        """The signal that ended it (Linux) and its exit status (Windows: 32 bits); None: it lives, or the system does
+        not say."""
+
+    def close(self) -> None:
+        """Let it go."""
+
+
+def hold(process: LiveProcess) -> Held:
+    """Hold a process open.
+
+    Raises:
+        ProcessGone: it ended.
+        ProcessError: it cannot be held.
+    """
+    if sys.platform == "win32":
+        from midflight.process.windows import WindowsProcess
+
+        return WindowsProcess(process.pid)
+    from midflight.process.pidfd import PidFd
+
+    return PidFd(process.pid, process.start_time)
+
+
+def holding_tells() -> bool:
+    """Whether the system says how a process ended that was held."""
+    if sys.platform == "win32":
+        return True
+    from midflight.process.pidfd import tells
+
+    return tells()
 
 
 def program_of(pid: int) -> tuple[int, int, int] | None:

@@ -2,8 +2,9 @@
 
 Source: include/uapi/linux/cn_proc.h, connector.h, netlink.h; drivers/connector/cn_proc.c. Needs CAP_NET_ADMIN, and
 the first user, process and network namespaces: in others the kernel takes the request and never answers, which is why
-the answer is waited for. Stable since Linux 2.6.15; where BPF, fanotify or tracefs would tell as much they need more
-privileges, a mounted file system, or a compiler.
+the answer is waited for. A socket stays in the network namespace in which it was made, so that a process of another one
+can have it too, by a thread that enters the first (setns(2), CAP_SYS_ADMIN). Stable since Linux 2.6.15; where BPF,
+fanotify or tracefs would tell as much they need more privileges, a mounted file system, or a compiler.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from midflight.errors import ProcessError
 from midflight.process.events import Event
+from midflight.process.maps import read_stat
 
 _NETLINK_CONNECTOR = 11
 _CN_IDX_PROC, _CN_VAL_PROC = 1, 1
@@ -34,6 +37,9 @@ _NONE, _FORK, _EXEC, _EXIT = 0, 0x1, 0x2, 0x80000000
 _FORKED = struct.Struct("=IIII")  # parent pid, parent tgid, child pid, child tgid
 _ENDED = struct.Struct("=IIII")  # pid, tgid, exit code, exit signal
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
+_CLONE_NEWNET = 0x40000000
+_KTHREADD = 2
+"""The parent of all threads of the kernel (in the first process namespace), which live in the first namespaces."""
 _BUFFER = 8 << 20
 _ANSWER_WITHIN = 1.0
 _TOGETHER = 0.001
@@ -72,6 +78,36 @@ def _filter() -> bytes:
     return b"".join(struct.pack("=HBBI", *line) for line in program)
 
 
+def _socket() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_CONNECTOR)
+
+
+def _socket_of_first_network() -> socket.socket:
+    """A socket of the first network namespace where a thread of the kernel shows that this is not ours.
+
+    Raises:
+        OSError: that namespace cannot be entered, or the kernel has no such sockets.
+    """
+    path = f"/proc/{_KTHREADD}/ns/net"
+    try:
+        elsewhere = read_stat(_KTHREADD).kernel_thread and not os.path.samefile(path, "/proc/self/ns/net")
+    except (ProcessError, OSError):
+        elsewhere = False
+    if not elsewhere:
+        return _socket()
+
+    def enter() -> socket.socket:
+        with open(path, "rb") as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
+                number = ctypes.get_errno()
+                raise OSError(number, f"{os.strerror(number)} to enter the first network namespace")
+        return _socket()
+
+    # Namespaces belong to threads; this one ends here.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(enter).result()
+
+
 class Connector:
     """The events of this machine; see :class:`midflight.process.events.ProcessEvents`.
 
@@ -85,10 +121,10 @@ class Connector:
     def __init__(self) -> None:
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_CONNECTOR)
+            self._socket = _socket_of_first_network()
         except OSError as error:
             self._close_pipe()
-            raise ProcessError(f"the kernel has no process events ({error.strerror})") from None
+            raise ProcessError(f"the kernel's process events cannot be had ({error.strerror})") from None
         try:
             self._subscribe()
         except (OSError, ProcessError) as error:

@@ -1,5 +1,5 @@
 """Process events by looking at /proc, where the kernel does not tell them: many times a second, and never how one
-ended."""
+ended: that is for whoever holds it open (``live.hold``)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class ProcPolling:
         self._next = now + self._interval
         found = _look()
         began = [Event("started", pid, now) for pid, what in found.items() if self._seen.get(pid) != what]
-        ended = [Event("ended", pid, now) for pid in self._seen if pid not in found]
+        ended = [
+            Event("ended", pid, now) for pid, (start, _) in self._seen.items() if found.get(pid, (-1,))[0] != start
+        ]
         self._seen = found
         return [*ended, *began]
 

@@ -50,14 +50,14 @@ class WindowsProcess:
         if api().WaitForSingleObject(self._handle(), 0) == 0:
             raise ProcessGone(f"process {self.pid} ended; nothing left to do")
 
-    def exit_status(self) -> int | None:
-        """The exit code of a process that ended; None while it lives."""
+    def ending(self) -> tuple[int, int] | None:
+        """See :class:`midflight.process.live.Held`."""
         code = ctypes.c_uint32()
         if api().WaitForSingleObject(self._handle(), 0) or not api().GetExitCodeProcess(
             self._handle(), ctypes.byref(code)
         ):
             return None
-        return code.value
+        return 0, code.value
 
     def _handle(self) -> int:
         if not self._reading:
