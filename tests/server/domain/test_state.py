@@ -270,14 +270,6 @@ def test_before_publishing_it_says_whom_it_takes_off_the_track() -> None:
     assert str(planned) == "this takes no device off the hotpatch track" and planned.restarts == 2
 
 
-def test_coverage_counts_memory_and_disk_apart() -> None:
-    fleet = [device("a"), device("b", patches=("hotpatch-2",)), device("c", build_id="b4"), device("d", images=())]
-    found = coverage.coverage("CVE-2026-2", fleet, CATALOGUE)
-    assert (found.affected, found.hotpatched, found.restarted, found.open) == (3, 1, 1, 1)
-    assert found.share == pytest.approx(2 / 3)
-    assert coverage.coverage("CVE-1999-1", fleet, CATALOGUE).share is None
-
-
 @given(st.lists(st.integers(0, 1000), max_size=60), st.integers(0, 20))
 def test_milestones_are_never_earlier_than_the_devices(hours: list[int], open: int) -> None:
     population = len(hours) + open

@@ -6,6 +6,7 @@ import csv
 import io
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,16 @@ def test_the_report_says_who_is_covered_how_fast_what_was_saved_and_what_failed(
     (failure,) = found["failures"]
     assert (failure["content"], failure["result"], failure["devices"]) == ("nginx-hotpatch", "failed", 1)
     assert found["devices"]["total"] == 5
+
+
+def test_what_was_installed_by_hand_counts_where_content_names_its_image(
+    fleet: dict[str, Device], admin: TestClient
+) -> None:
+    for name, image in (("hotpatched", NGINX), ("restarted", FIXED)):
+        fleet[name].inventory = (replace(image, package="", version=""), LIBC)
+        fleet[name].check_in()
+    (line,) = admin.get("/api/v1/reports/fleet").json()["cves"]
+    assert [line[name] for name in ("affected", "hotpatched", "restarted", "open")] == [4, 1, 1, 2]
 
 
 def test_csv_holds_no_formula_and_the_page_no_markup_of_a_device(fleet: dict[str, Device], admin: TestClient) -> None:

@@ -1,4 +1,4 @@
-"""What the fleet gained: coverage of each CVE, times to 50, 90 and 99 %, exposure saved, time stopped."""
+"""What the fleet gained: times to 50, 90 and 99 %, exposure saved, time stopped."""
 
 from __future__ import annotations
 
@@ -7,50 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
 
-from midflight.server.domain.catalogue import Catalogue
-from midflight.server.domain.model import Content, ContentKind, Device
-
 MILESTONES = (50, 90, 99)
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """One CVE over the devices that have the package. ``share``: 0 to 1, None without any device."""
-
-    cve: str
-    affected: int
-    hotpatched: int
-    restarted: int
-
-    @property
-    def open(self) -> int:
-        return self.affected - self.hotpatched - self.restarted
-
-    @property
-    def share(self) -> float | None:
-        return (self.hotpatched + self.restarted) / self.affected if self.affected else None
-
-
-def coverage(cve: str, devices: Iterable[Device], catalogue: Catalogue) -> Coverage:
-    """How far a CVE is covered. A device is fixed for it in every package where content fixes it, or it is not."""
-    fixes = [c for c in catalogue.contents.values() if not c.revoked and any(v.id == cve for v in c.cves)]
-    first: dict[str, Content] = {}
-    for content in fixes:
-        known = first.get(content.package)
-        if known is None or content.sequence < known.sequence:
-            first[content.package] = content
-    affected = hotpatched = restarted = 0
-    for device in devices:
-        packages = {image.package for image in device.images or ()} & first.keys()
-        if not packages:
-            continue
-        affected += 1
-        by = [catalogue.fixed_by(device, first[package]) for package in packages]
-        if all(fix is not None for fix in by):
-            memory = any(fix is not None and fix.kind is ContentKind.HOTPATCH for fix in by)
-            hotpatched += memory
-            restarted += not memory
-    return Coverage(cve, affected, hotpatched, restarted)
 
 
 def milestones(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, func, select
+from sqlalchemy import ColumnElement, Select, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from midflight.server.domain.coverage import Hotpatching, Saved, milestones, saved
@@ -35,7 +35,7 @@ class CveLine:
     """Name of the first content that fixes it."""
     published: datetime
     affected: int
-    """Devices that have the package in memory."""
+    """Devices that have the package in memory, or (installed by hand) an image that its content names."""
     hotpatched: int
     restarted: int
     times: dict[float, timedelta | None]
@@ -142,7 +142,8 @@ def _cve(session: Session, contents: Sequence[Content], package: str, cve: str) 
     hotpatches = [content.id for content in containing if content.kind is ContentKind.HOTPATCH]
     baselines = [content for content in containing if content.kind is ContentKind.BASELINE]
     installed = frozenset().union(*(content.images for content in baselines))
-    affected = _mapped(Image.package == package)
+    named = frozenset().union(*(content.images for content in containing))
+    affected = _mapped(or_(Image.package == package, Image.build_id.in_(sorted(named))))
     restarted = _mapped(Image.build_id.in_(sorted(installed)))
     hotpatched = (
         select(DevicePatch.device_id)
