@@ -266,7 +266,7 @@ def _status(args: argparse.Namespace, out: Output) -> int:
     if server is not None:
         heard = _when(server["last_heard"]) or "never"
         told = f"instructions {server['instructions'] or 'none'}, {server['unheard_outcomes']} outcomes not yet told"
-        out.line(f"device {server['device']}: last heard about {heard}; {told}")
+        out.line(f"device {server['device']}: the server last answered {heard}; {told}")
     rows: list[list[Text]] = [[f"{name}", str(number), str(count)] for (name, number), count in in_force.items()]
     if rows:
         out.table(["HOTPATCH", "SEQUENCE", "PROCESSES"], rows)

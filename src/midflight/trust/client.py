@@ -96,7 +96,10 @@ class ContentClient:
             InputError: another root is trusted in that folder already.
         """
         if fingerprint is not None and sha256(root).hexdigest() != fingerprint.lower():
-            raise errors.ContentAltered("the root of trust is not the one with the fingerprint that was given")
+            raise errors.ContentAltered(
+                f"the server's root of trust has the sha256 {sha256(root).hexdigest()}, not {fingerprint.lower()} as "
+                "was given; ask whoever runs the server which is right before you trust it"
+            )
         with _translated("root.json"):
             metadata: Metadata[Root] = Metadata.from_bytes(root)
             if metadata.signed.type != Root.type:

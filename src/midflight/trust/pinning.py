@@ -259,4 +259,5 @@ def _failure(url: str, error: urllib3.exceptions.HTTPError) -> ServerRefused:
     late = isinstance(error, urllib3.exceptions.TimeoutError)
     if late and not isinstance(error, urllib3.exceptions.NewConnectionError):
         return ServerRefused(f"{url} did not answer in time; try again later", "slow")
-    return ServerRefused(f"{url} cannot be reached: {error}; check address, network and proxy", "unreachable")
+    why = re.sub(r"^\w+\(host=.*?\): ", "", str(error))  # urllib3 begins with the name of our class
+    return ServerRefused(f"{url} cannot be reached: {why}; check address, network and proxy", "unreachable")

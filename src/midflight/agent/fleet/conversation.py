@@ -162,7 +162,7 @@ class Conversation:
         now = self._clock.now()
         last = self._records.fact("last_heard")
         new: dict[str, object] = {"revoked": None}
-        if last is None or now.timestamp() - last > 3600:
+        if last is None or now.timestamp() - last > 30:  # status shows it; no need to write every retry
             new["last_heard"] = int(now.timestamp())
         if last is not None and now.timestamp() - last > AWAY.total_seconds():
             new["back"] = int(now.timestamp())

@@ -245,7 +245,7 @@ def system_pin(url: str) -> Pin:
     except ssl.SSLCertVerificationError as error:
         raise ServerRefused(
             f"this system does not trust the certificate of {url} ({error.verify_message}); give the server's pin with "
-            "--pin, as midflight server pin says it",
+            "--pin, as midflight server enroll-token says it",
             "pin",
         ) from None
     except OSError as error:

@@ -10,8 +10,8 @@ from midflight.errors import InputError
 
 HELP = """\
 Makes an enrollment token, on the server's own machine (elsewhere: POST /api/v1/enrollment-tokens). It is shown once and
-works once, or as often as --uses says. Prints what a device needs beside it: the server's URL and TLS pin, and the
-fingerprint of the repository's root."""
+works once, or as often as --uses says. Prints what a device needs beside it (the server's URL and TLS pin, the
+fingerprint of the repository's root), and the command to run there."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +65,13 @@ def run(args: argparse.Namespace, out: Output) -> int:
     out.line("server       ", settings.public_url)
     out.line("TLS pin      ", pin or "the proxy's")
     out.line("root sha256  ", root)
+    words = ["midflight agent enroll", "--server", settings.public_url, "--token", token, "--root-sha256", root]
+    command = " ".join(words + (["--pin", pin] if pin else []))
+    out.line("")
+    out.line("On the device, as root, then midflight agent install:")
+    out.line(command)
     out.result(
         {"token": token, "id": row.id, "expires": row.expires.isoformat(), "server": settings.public_url}
-        | {"pin": pin, "root": root}
+        | {"pin": pin, "root": root, "command": command}
     )
     return 0

@@ -92,7 +92,10 @@ def _hotpatch(args: argparse.Namespace, repository: Repository, out: Output) -> 
         manifest = read_hotpatch(args.file, server.hotpatch_keys).manifest
     else:
         manifest = read_unverified(args.file).manifest
-        out.warn(f"nobody asked who signed {args.file}: the repository names no keys for hotpatches")
+        out.warn(
+            f"nobody asked who signed {args.file}: the repository names no keys for hotpatches, so its offline keys "
+            "are all that devices ask for; midflight repo server --hotpatch-key demands that signature as well"
+        )
     about = Description(
         "hotpatch",
         manifest.name,

@@ -74,7 +74,7 @@ class Reason(StrEnum):
         "offered at once: its deadline has passed, no window is waited for",
     )
     AWAITING_WINDOW = "awaiting_window", _M, "offered, and waits for the next maintenance window"
-    AWAITING_RING = "awaiting_ring", _M, "its ring is not reached yet"
+    AWAITING_RING = "awaiting_ring", _M, "its ring is not reached yet, or it has not asked since"
     AWAITING_START = "awaiting_start", _M, "the deployment has not started"
     NO_WINDOW = "no_window", _A, "none of the policy's maintenance windows ever opens again"
     DOWNLOADING = "downloading", _M, "the device is fetching it"
