@@ -297,7 +297,10 @@ class LinuxProcess:
             if not int(own.get("CapEff", "0"), 16) & _CAP_SYS_ADMIN:
                 return "it is confined by seccomp, and suspending that needs CAP_SYS_ADMIN; run as root"
             if own.get("Seccomp", "0") != "0":
-                return "it is confined by seccomp, and so are we; run outside the sandbox"
+                return (
+                    "it is confined by seccomp, and so are we, which keeps us from suspending that; run without a "
+                    "filter (SystemCallFilter= and the like of a unit, the profile of a container)"
+                )
         return None
 
     def confined(self) -> bool:
