@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from midflight.agent import systemd
+from midflight.agent import notices, systemd
 from midflight.agent.systemd import Systemd, unit
 from midflight.errors import InputError
 from tests.commands import midflight
@@ -79,15 +79,44 @@ def test_the_unit_keeps_what_a_process_patcher_needs_and_no_more() -> None:
     assert set(bounding.partition("=")[2].split()) == {f"CAP_{name}" for name in needed}
     for kept in ("PrivateNetwork=no", "RuntimeDirectoryPreserve=yes", "NoNewPrivileges=yes", "Type=notify"):
         assert kept in text.splitlines()
+    # Each of these makes a system call filter, and whoever has one cannot suspend those of others.
+    filters = (
+        "SystemCall", "Restrict", "LockPersonality", "MemoryDenyWriteExecute", "PrivateDevices", "ProtectClock",
+        "ProtectHostname", "ProtectKernel",
+    )  # fmt: skip
+    assert not [line for line in text.splitlines() if line.startswith(filters)]
 
 
-def test_a_unit_is_written_once_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_journal_hears(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "journal"
+    tell = systemd.to_journal(notices.to_stream(), place)
+    tell(notices.Notice("barred", "nobody\nlistens"))
+    assert "barred: nobody listens" in capfd.readouterr().err
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listening.bind(str(place))
+    tell(notices.Notice("barred", "two\nPRIORITY=7"))
+    assert listening.recv(4096).decode().splitlines() == [
+        "MESSAGE=barred: two PRIORITY=7", "PRIORITY=3", "SYSLOG_IDENTIFIER=midflight-agent", "MIDFLIGHT_EVENT=barred"
+    ]  # fmt: skip
+    assert not capfd.readouterr().err
+
+
+def test_the_journal_is_meant_only_when_it_reads_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "1:1")  # inherited, and redirected since
+    assert not systemd.under_journal()
+    state = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{state.st_dev}:{state.st_ino}")
+    assert systemd.under_journal()
+
+
+def test_a_unit_is_written_kept_up_to_date_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(systemd, "FOLDER", tmp_path / "units")
     monkeypatch.setattr(systemd, "runs", lambda: False)
     path = systemd.install(["/usr/bin/midflight", "agent"], start=True)
     assert "ExecStart=/usr/bin/midflight agent\n" in path.read_text()
-    with pytest.raises(InputError, match="there already"):
-        systemd.install(["x"], start=True)
+    assert not path.with_name(f"{path.name}.d").exists()
+    systemd.install(["/usr/bin/midflight", "newer"], start=True)
+    assert "ExecStart=/usr/bin/midflight newer\n" in path.read_text()
     assert systemd.uninstall() == path and not path.exists()
     with pytest.raises(InputError, match="nothing to remove"):
         systemd.uninstall()
@@ -98,6 +127,9 @@ def test_for_baselines_a_drop_in_lets_it_into_the_system(tmp_path: Path, monkeyp
     monkeypatch.setattr(systemd, "runs", lambda: False)
     path = systemd.install(["/bin/true"], start=True, baselines=True)
     drop_in = path.with_name(f"{path.name}.d") / "baselines.conf"
+    assert "ProtectSystem=no\n" in drop_in.read_text()
+    drop_in.write_text("older")
+    systemd.install(["/bin/true"], start=True)
     assert "ProtectSystem=no\n" in drop_in.read_text()
     if shutil.which("systemd-analyze") is not None:
         checked = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)

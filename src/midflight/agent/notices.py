@@ -1,12 +1,11 @@
-"""What the agent tells people: one line an event, to standard error (which the journal of systemd keeps), to a log
-file and the event log on Windows."""
+"""What the agent tells people: one line an event, to standard error, to a log file; the journal of systemd
+(:mod:`midflight.agent.systemd`) and the event log of Windows (:mod:`midflight.agent.eventlog`) take it too."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import logging.handlers
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +30,6 @@ LEVELS: dict[Kind, Level] = {
     "unbarred": "information",
     "crashed": "error",
 }
-_SYSLOG = {"information": 6, "warning": 4, "error": 3}  # sd-daemon(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +44,24 @@ class Notice:
         """How much it matters."""
         return LEVELS[self.kind]
 
+    @property
+    def line(self) -> str:
+        """All of it, in one line."""
+        return f"{self.kind}: {self.text}".replace("\n", " ")
+
 
 Tell = Callable[[Notice], None]
 
 
-def to_stream(stream: TextIO | None = None, journal: bool = False) -> Tell:
-    """Lines on standard error; with the priority in front where the journal of systemd reads them."""
+def to_stream(stream: TextIO | None = None) -> Tell:
+    """Lines on standard error."""
     out = stream or sys.stderr
 
     def tell(notice: Notice) -> None:
-        text = notice.text.replace("\n", " ")
-        when = time.strftime("%Y-%m-%dT%H:%M:%S%z ")
-        line = f"<{_SYSLOG[notice.level]}>{notice.kind}: {text}" if journal else f"{when}{notice.kind}: {text}"
+        when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         # Nobody listens any more: no reason to stop patching.
         with contextlib.suppress(OSError, ValueError):
-            out.write(line + "\n")
+            out.write(f"{when} {notice.line}\n")
             out.flush()
 
     return tell
@@ -76,7 +77,7 @@ def to_file(path: Path) -> Tell:
     levels = {"information": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
     def tell(notice: Notice) -> None:
-        logger.log(levels[notice.level], "%s: %s", notice.kind, notice.text.replace("\n", " "))
+        logger.log(levels[notice.level], "%s", notice.line)
 
     return tell
 
@@ -89,8 +90,3 @@ def to_all(sinks: Sequence[Tell]) -> Tell:
             sink(notice)
 
     return tell
-
-
-def under_journal() -> bool:
-    """Whether standard error goes to the journal of systemd (systemd.exec(5))."""
-    return bool(os.environ.get("JOURNAL_STREAM"))

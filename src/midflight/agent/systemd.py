@@ -1,4 +1,5 @@
-"""The service manager of Linux: what it wants to hear (sd_notify(3), by hand: one datagram a message), and the unit."""
+"""The service manager of Linux: what it wants to hear (sd_notify(3), by hand: one datagram a message), its journal, and
+the unit."""
 
 from __future__ import annotations
 
@@ -12,12 +13,15 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from midflight.agent.notices import Level, Notice, Tell
 from midflight.errors import InputError
 
 UNIT = "midflight-agent.service"
 DROP_IN = "baselines.conf"
 FOLDER = Path("/etc/systemd/system")
+JOURNAL = Path("/run/systemd/journal/socket")
 _COMMAND = "@COMMAND@"
+_PRIORITY: dict[Level, int] = {"information": 6, "warning": 4, "error": 3}  # syslog(3)
 
 
 class Systemd:
@@ -58,6 +62,41 @@ class Systemd:
         self._say("STOPPING=1")
 
 
+def under_journal() -> bool:
+    """Whether standard error goes to the journal (systemd.exec(5), JOURNAL_STREAM: the socket's device and inode)."""
+    try:
+        state = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{state.st_dev}:{state.st_ino}"
+
+
+def to_journal(otherwise: Tell, path: Path = JOURNAL) -> Tell:
+    """Entries of the journal, in its own protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): the line, its priority, and the
+    kind of event in MIDFLIGHT_EVENT.
+
+    Args:
+        otherwise: takes what the journal does not (it is being restarted).
+    """
+    out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+    def tell(notice: Notice) -> None:
+        fields: dict[str, object] = {
+            "MESSAGE": notice.line,
+            "PRIORITY": _PRIORITY[notice.level],
+            "SYSLOG_IDENTIFIER": UNIT.removesuffix(".service"),
+            "MIDFLIGHT_EVENT": notice.kind,
+        }
+        try:
+            out.sendto(
+                "".join(f"{name}={value}\n" for name, value in fields.items()).encode(errors="replace"), str(path)
+            )
+        except OSError:
+            otherwise(notice)
+
+    return tell
+
+
 def unit(command: Sequence[str]) -> str:
     """The unit that runs this command."""
     text = (files("midflight.agent") / UNIT).read_text()
@@ -66,29 +105,30 @@ def unit(command: Sequence[str]) -> str:
 
 
 def install(command: Sequence[str], start: bool, baselines: bool = False) -> Path:
-    """Write the unit; where systemd runs, let it know, enable it, and start it if wanted. Returns the path of the unit.
+    """Write the unit, or bring one that is there up to date; where systemd runs, let it know, enable it, and start it
+    (again) if wanted. Returns the path of the unit. What people want otherwise belongs in drop-ins: those stay.
 
     Args:
-        baselines: write the drop-in too that lets the service put baselines in place.
+        baselines: write the drop-in too that lets the service put baselines in place; one that is there is kept up to
+            date.
 
     Raises:
-        InputError: it is there already, it cannot be written, or systemd does not take it.
+        InputError: it cannot be written, or systemd does not take it.
     """
-    path = FOLDER / UNIT
-    if path.exists():
-        raise InputError(f"{path} is there already: remove it with midflight agent uninstall")
+    path, drop_in = FOLDER / UNIT, FOLDER / f"{UNIT}.d" / DROP_IN
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
         path.write_text(unit(command))
-        if baselines:
-            drop_in = FOLDER / f"{UNIT}.d" / DROP_IN
+        if baselines or drop_in.exists():
             drop_in.parent.mkdir(exist_ok=True)
             drop_in.write_text((files("midflight.agent") / DROP_IN).read_text())
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}; run as root") from None
     if runs():
         _systemctl("daemon-reload")
-        _systemctl("enable", *(["--now"] if start else []), UNIT)
+        _systemctl("enable", UNIT)
+        if start:
+            _systemctl("restart", UNIT)
     return path
 
 
@@ -127,4 +167,4 @@ def _systemctl(*words: str) -> None:
     except OSError as error:
         raise InputError(f"systemctl cannot be run: {error.strerror}") from None
     if done.returncode:
-        raise InputError(f"systemctl {' '.join(words)} failed: {done.stderr.strip() or done.returncode}")
+        raise InputError(f"systemctl {' '.join(words)} failed: {' '.join(done.stderr.split()) or done.returncode}")

@@ -40,7 +40,7 @@ status     what is in force, in how many processes, and what could not be done
 bars       what is barred on this machine, and why
 bar        bar a hotpatch here, and take it out of all processes
 unbar      let it be applied again
-install    run it as a service from now on (systemd, or a service of Windows)
+install    run it as a service from now on (systemd, or a service of Windows); again after an upgrade, with systemd
 uninstall  stop that service and remove it
 enroll     become a device of a server
 baselines  what lies ready, or replaced something
@@ -213,12 +213,24 @@ def _until_stopped(agent: Agent, control: Control | None) -> None:
     agent.run()
 
 
+def _to_stderr() -> Tell:
+    """To standard error, or with all that is known to the journal of systemd where that reads it."""
+    from midflight.agent import notices
+
+    if sys.platform != "win32":
+        from midflight.agent import systemd
+
+        if systemd.under_journal():
+            return systemd.to_journal(otherwise=notices.to_stream())
+    return notices.to_stream()
+
+
 def _sinks(service: bool) -> Tell:
     from midflight.agent import notices
     from midflight.machine.ownership import make_closed_folder
     from midflight.machine.places import log_folder
 
-    sinks = [] if service else [notices.to_stream(journal=notices.under_journal())]
+    sinks = [] if service else [_to_stderr()]
     folder = log_folder()
     if service and folder is not None:
         from midflight.agent.eventlog import to_event_log
