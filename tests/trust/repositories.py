@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -112,7 +113,9 @@ class World:
 
 
 @contextmanager
-def serving(public: Path, before: Callable[[Handler, bytes], bool] | None = None) -> Iterator[str]:
+def serving(
+    public: Path, before: Callable[[Handler, bytes], bool] | None = None, context: ssl.SSLContext | None = None
+) -> Iterator[str]:
     """Serve a repository over HTTP, with ranges. ``before`` may answer a request in its own way, and return True."""
 
     class Files(Handler):
@@ -134,5 +137,5 @@ def serving(public: Path, before: Callable[[Handler, bytes], bool] | None = None
                 return
             self.answer(200, data)
 
-    with serve(Files) as url:
+    with serve(Files, context) as url:
         yield url

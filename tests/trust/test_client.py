@@ -23,7 +23,7 @@ from midflight.trust.publishing import publish, renew_online
 from midflight.trust.signers import open_signer
 from midflight.trust.signing import sign
 from tests.trust.repositories import ABOUT, DAY, NOW, World, serving
-from tests.trust.tls import Handler, connect_proxy
+from tests.trust.tls import Handler, certificate, connect_proxy
 
 FIRST = "hotpatch/nginx/1.hotpatch"
 
@@ -369,6 +369,15 @@ def test_a_mirror_is_verified_complete_and_brought_up_to_date(world: World, tmp_
     assert len([path for path in (target / "targets").rglob("*") if path.is_file()]) == 2
     with serving(target) as url:
         assert world.client(url, name="far").refresh() == catalog
+
+
+def test_a_mirror_of_a_server_with_a_certificate_of_its_own_asks_for_its_pin(world: World, tmp_path: Path) -> None:
+    context, pin, _ = certificate()
+    with serving(world.repository.public, context=context) as url:
+        for wrong in ((), (certificate()[1],)):
+            with pytest.raises(errors.TrustError, match=r"CERTIFICATE_VERIFY_FAILED|is not pinned"):
+                mirror(url, tmp_path / "mirror", world.first_root, pins=wrong)
+        assert mirror(url, tmp_path / "mirror", world.first_root, pins=(pin,)).files == 1
 
 
 def test_a_mirror_of_an_attacker_changes_nothing(world: World, tmp_path: Path) -> None:

@@ -31,18 +31,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", metavar="DEST", type=Path, help="the mirror; made when missing")
     parser.add_argument("--root", metavar="FILE", type=Path, help="root metadata to trust; needed the first time")
     parser.add_argument("--proxy", metavar="URL", help="HTTP proxy, like http://proxy.example:3128")
+    parser.add_argument(
+        "--pin", metavar="PIN", action="append", default=[], help="key that the source may have; may be repeated"
+    )
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Carry out the command; returns the exit status."""
     from midflight.errors import InputError
     from midflight.trust.mirror import mirror
+    from midflight.trust.pinning import parse_pin
 
     try:
         root = args.root.read_bytes() if args.root else None
     except OSError as error:
         raise InputError(f"cannot read {args.root}: {error.strerror}; check the path") from None
-    done = mirror(args.source, args.destination, root, args.proxy, progress=out.progress)
+    pins = [parse_pin(text) for text in args.pin]
+    done = mirror(args.source, args.destination, root, args.proxy, pins=pins, progress=out.progress)
     out.progress_done()
     out.line(f"{done.files} files, {done.size:,} bytes; {done.fetched} fetched now")
     out.line(f"version {done.catalog.version} of the targets, valid until {done.catalog.expires:%Y-%m-%d %H:%M} UTC")

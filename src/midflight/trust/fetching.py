@@ -20,7 +20,7 @@ from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalEr
 from tuf.ngclient import FetcherInterface
 
 from midflight.errors import InputError
-from midflight.trust.pinning import USER_AGENT, Pin, Timeouts, pinned_context, pinned_pools
+from midflight.trust.pinning import USER_AGENT, Pin, Timeouts, pinned_context, pinned_pools, plainly
 
 SLOWEST = 1024
 """Bytes a second. A source that keeps to less for long is given up: it may be holding updates back (slow retrieval)."""
@@ -198,4 +198,4 @@ def _failure(url: str, error: urllib3.exceptions.HTTPError) -> DownloadError:
     late = isinstance(reason, urllib3.exceptions.TimeoutError)
     if late and not isinstance(reason, urllib3.exceptions.NewConnectionError):
         return SlowRetrievalError(f"{url}: no answer in time")
-    return DownloadError(f"{url}: {reason}")
+    return DownloadError(f"{url}: {plainly(reason)}")

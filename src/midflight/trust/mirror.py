@@ -5,7 +5,7 @@ Only plain files are written, so that it may be on any disk; ``timestamp.json``,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from midflight.trust.client import METADATA, ContentClient
 from midflight.trust.content import Catalog
 from midflight.trust.files import replace_file
 from midflight.trust.generations import remove_targets
-from midflight.trust.pinning import Timeouts
+from midflight.trust.pinning import Pin, Timeouts
 from midflight.trust.repositoryfolder import hashed_name
 
 STATE = ".midflight-mirror"
@@ -41,12 +41,14 @@ def mirror(
     root: bytes | None = None,
     proxy: str | None = None,
     timeouts: Timeouts | None = None,
+    pins: Iterable[Pin] = (),
     progress: Callable[[str], None] = lambda text: None,
 ) -> Mirrored:
     """Bring a mirror up to date, or begin one.
 
     Args:
         root: the root metadata to trust; needed the first time. Give version 1, for devices of every age.
+        pins: keys that an https source may have; without any, its certificate must be one that this system trusts.
 
     Raises:
         ContentError: the source is not believed; the mirror stays as it was, but for files that nothing names yet.
@@ -58,7 +60,7 @@ def mirror(
             ContentClient.bootstrap(state, root)
         elif not (state / "root.json").exists():
             raise InputError(f"{destination} is no mirror yet; give the root metadata to trust with --root")
-        client = ContentClient(state, source, proxy, timeouts)
+        client = ContentClient(state, source, proxy, timeouts, pins=pins)
         catalog = client.refresh()
         targets: Metadata[Targets] = Metadata.from_file(str(state / METADATA / "targets.json"))
         fetched = 0

@@ -240,7 +240,10 @@ def _pool_class(pins: frozenset[Pin]) -> type[HTTPSConnectionPool]:
             certificate = self.sock.getpeercert(binary_form=True) if isinstance(self.sock, ssl.SSLSocket) else None
             if certificate is None or (found := pin_of(certificate)) not in pins:
                 self.close()
-                raise _PinError(str(found) if certificate else "no certificate")
+                raise _PinError(
+                    f"has {f'the key {found}' if certificate else 'no certificate'}, which is not pinned; somebody may "
+                    "be between, or the server's key was changed without publishing it"
+                )
             self.is_verified = True
 
     class PinnedPool(HTTPSConnectionPool):
@@ -251,13 +254,13 @@ def _pool_class(pins: frozenset[Pin]) -> type[HTTPSConnectionPool]:
 
 def _failure(url: str, error: urllib3.exceptions.HTTPError) -> ServerRefused:
     if isinstance(error, _PinError):
-        return ServerRefused(
-            f"{url} has the key {error}, which is not pinned; somebody may be between, or the server's key was changed "
-            "without publishing it",
-            "pin",
-        )
+        return ServerRefused(f"{url} {error}", "pin")
     late = isinstance(error, urllib3.exceptions.TimeoutError)
     if late and not isinstance(error, urllib3.exceptions.NewConnectionError):
         return ServerRefused(f"{url} did not answer in time; try again later", "slow")
-    why = re.sub(r"^\w+\(host=.*?\): ", "", str(error))  # urllib3 begins with the name of our class
-    return ServerRefused(f"{url} cannot be reached: {why}; check address, network and proxy", "unreachable")
+    return ServerRefused(f"{url} cannot be reached: {plainly(error)}; check address, network and proxy", "unreachable")
+
+
+def plainly(error: Exception) -> str:
+    """What went wrong with a connection, without the name of the class that urllib3 begins with."""
+    return re.sub(r"^\w+\(host=.*?\): ", "", str(error))
