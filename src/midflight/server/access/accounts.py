@@ -39,8 +39,8 @@ class LoginRefused(MidflightError):
 class LoginThrottled(MidflightError):
     """Too many failures; ``wait`` says how long to wait."""
 
-    def __init__(self, wait: timedelta) -> None:
-        super().__init__(f"too many failed logins; try again in {max(1, round(wait.total_seconds()))} s")
+    def __init__(self, wait: timedelta, why: str = "too many failed logins") -> None:
+        super().__init__(f"{why}; try again in {max(1, round(wait.total_seconds()))} s")
         self.wait = wait
 
 
@@ -194,7 +194,7 @@ def sign_in(
         found = by_name(session, name)
         kept = found.password if found else None
     if not _hashing.acquire(timeout=_PATIENCE_S):
-        raise LoginThrottled(timedelta(seconds=_PATIENCE_S))
+        raise LoginThrottled(timedelta(seconds=_PATIENCE_S), "many are signing in at this moment")
     try:
         right = passwords.verify(kept, password)
         renewed = passwords.hash_password(password) if right and kept and passwords.outdated(kept) else None

@@ -11,18 +11,18 @@ from datetime import UTC, datetime
 
 from fastapi import APIRouter, FastAPI
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy.exc import DBAPIError
 
 from midflight import __version__
 from midflight.server import keys
 from midflight.server.api import ROUTERS, problems
 from midflight.server.api.device import CheckInGate
 from midflight.server.api.headers import SafeHeaders
+from midflight.server.api.turns import Turns
 from midflight.server.checkin.presence import Presence
 from midflight.server.checkin.receive import CheckIns
 from midflight.server.settings import Settings
 from midflight.server.store import tables  # noqa: F401 - all tables, before the first session
-from midflight.server.store.database import Database
+from midflight.server.store.database import UNAVAILABLE, Database, reason
 from midflight.server.work.tasks import Context, Timer
 
 MAX_BODY = 1 << 20
@@ -52,7 +52,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        with suppress(DBAPIError):
+        with suppress(*UNAVAILABLE):
             await run_in_threadpool(checkins.presence.flush)
         if database is None:
             db.close()
@@ -73,6 +73,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.state.keys = keys.load(settings)
     checkins = CheckIns(db, settings, app.state.keys.signers)
     app.state.checkins = checkins
+    app.add_middleware(Turns)
     app.add_middleware(SafeHeaders, public_url=settings.public_url)
     app.add_middleware(CheckInGate, checkins=checkins, settings=settings)
     problems.install(app)
@@ -101,5 +102,5 @@ async def _flush(presence: Presence) -> None:
         await asyncio.sleep(FLUSH_S)
         try:
             await run_in_threadpool(presence.flush)
-        except DBAPIError as error:
-            _log.warning("presence is written later: %s", error.orig)
+        except UNAVAILABLE as error:
+            _log.warning("presence is written later: %s", reason(error))

@@ -6,22 +6,21 @@ import asyncio
 import random
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from midflight.server import enrollment
+from midflight.server.api.answers import respond
 from midflight.server.api.problems import MEDIA_TYPE, problem_body, status_of
 from midflight.server.checkin import pace
 from midflight.server.checkin.receive import CheckIns, Sent
 from midflight.server.keys import ServerKeys
 from midflight.server.repository import newest_root
 from midflight.server.settings import Settings
-from midflight.server.store.database import Database, DatabaseError
+from midflight.server.store.database import UNAVAILABLE, Database
 from midflight.trust.checkin import (
     CHECK_IN_PATH,
     ENROLL_PATH,
@@ -134,7 +133,7 @@ class CheckInGate:
             await self._app(scope, receive, send)
             return
         if scope["method"] != "POST":
-            await _respond(send, 405, problem_body(405, "method-not-allowed", "check-ins are POSTed"), MEDIA_TYPE)
+            await respond(send, 405, problem_body(405, "method-not-allowed", "check-ins are POSTed"), MEDIA_TYPE)
             return
         if self._running >= self._limit:
             if _declared(scope) <= _SMALL:
@@ -151,7 +150,7 @@ class CheckInGate:
     async def _check_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _read(receive, MAX_CHECK_IN)
         if body is None:
-            await _respond(send, 413, problem_body(413, "oversized", f"more than {MAX_CHECK_IN} bytes"), MEDIA_TYPE)
+            await respond(send, 413, problem_body(413, "oversized", f"more than {MAX_CHECK_IN} bytes"), MEDIA_TYPE)
             return
         sent = Sent(
             {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]},
@@ -164,15 +163,15 @@ class CheckInGate:
             answer = await loop.run_in_executor(self._threads, self._checkins.handle, sent, datetime.now(UTC))
         except TrustError as error:
             status = status_of(error)
-            await _respond(send, status, problem_body(status, error.reason, str(error)), MEDIA_TYPE)
-        except (DBAPIError, PoolTimeout, DatabaseError):
+            await respond(send, status, problem_body(status, error.reason, str(error)), MEDIA_TYPE)
+        except UNAVAILABLE:
             await self._away(send, "unavailable", "the database does not answer; come again")
         else:
-            await _respond(send, 200, answer, _JSON)
+            await respond(send, 200, answer, _JSON)
 
     async def _away(self, send: Send, code: str, text: str) -> None:
         after = pace.retry_after(self._mean_s, self._random)
-        await _respond(send, 503, problem_body(503, code, text), MEDIA_TYPE, [(b"retry-after", str(after).encode())])
+        await respond(send, 503, problem_body(503, code, text), MEDIA_TYPE, [(b"retry-after", str(after).encode())])
 
 
 def _declared(scope: Scope) -> int:
@@ -196,19 +195,3 @@ async def _read(receive: Receive, most: int) -> bytes | None:
         if size > most:
             return None
     return b"".join(parts)
-
-
-async def _respond(
-    send: Send, status: int, body: bytes, media_type: str, headers: list[tuple[bytes, bytes]] | None = None
-) -> None:
-    start: dict[str, Any] = {
-        "type": "http.response.start",
-        "status": status,
-        "headers": [
-            (b"content-type", media_type.encode()),
-            (b"content-length", str(len(body)).encode()),
-            *(headers or ()),
-        ],
-    }
-    await send(start)
-    await send({"type": "http.response.body", "body": body})

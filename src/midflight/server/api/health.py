@@ -12,8 +12,8 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz")
-def healthz() -> dict[str, str]:
-    """The process lives. No authentication."""
+async def healthz() -> dict[str, str]:
+    """The process lives. No authentication. Asks for no thread, so it answers however much there is to do."""
     return {"status": "ok", "version": __version__}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +15,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from midflight.errors import InputError, MidflightError
-from midflight.server.store.database import DatabaseError
+from midflight.server.store.database import DatabaseError, reason
 from midflight.trust.errors import CertificateRefused, RequestRefused, TrustError
 
 MEDIA_TYPE = "application/problem+json"
+_log = logging.getLogger(__name__)
 _CODES = {400: "bad-request", 401: "unauthenticated", 403: "forbidden", 404: "not-found", 405: "method-not-allowed"}
 
 
@@ -95,7 +97,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(DatabaseError)
     @app.exception_handler(PoolTimeout)
-    async def unreachable(_request: Request, _error: Exception) -> Response:
+    async def unreachable(request: Request, error: Exception) -> Response:
+        # what the person reads is all they need; whoever looks after the server needs the reason as well
+        _log.warning("%s %s: the database does not answer: %s", request.method, request.url.path, reason(error))
         return problem_response(503, "unavailable", "the database does not answer; try again", {"Retry-After": "5"})
 
     @app.exception_handler(DataError)

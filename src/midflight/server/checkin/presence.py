@@ -9,10 +9,9 @@ import threading
 from datetime import datetime
 
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 
 from midflight.server.store.base import to_micros
-from midflight.server.store.database import Database
+from midflight.server.store.database import UNAVAILABLE, Database
 
 _POSTGRESQL = text(
     "UPDATE presence SET last_seen = new.seen"
@@ -53,7 +52,7 @@ class Presence:
                     session.execute(_SQLITE, [{"id": id, "seen": seen[id][0]} for id in ids])
                 else:
                     session.execute(_POSTGRESQL, {"ids": ids, "seen": [seen[id][0] for id in ids]})
-        except DBAPIError:
+        except UNAVAILABLE:
             with self._lock:
                 self._seen = seen | self._seen
             raise

@@ -1,19 +1,24 @@
 """The connection to the database: one engine a process, sessions for reading and for writing.
 
 SQLite runs in WAL mode; a writing transaction takes the write lock when it begins, so that two writers wait for each
-other (30 s at most) and never fail half-way. PostgreSQL runs at READ COMMITTED; rows that must be changed by one
-worker alone are locked with FOR UPDATE SKIP LOCKED (see :func:`claimed`)."""
+other (30 s at most) and never fail half-way. Those of one process wait in a queue, before they take a connection:
+SQLite itself lets writers look again and again who comes first, in which one of many may starve. PostgreSQL runs at
+READ COMMITTED; rows that must be changed by one worker alone are locked with FOR UPDATE SKIP LOCKED (see
+:func:`claimed`)."""
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy import Engine, Select, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from midflight.errors import InputError, MidflightError
@@ -33,6 +38,57 @@ def lost_a_race(error: DBAPIError) -> bool:
 
 class DatabaseError(MidflightError):
     """The database cannot be reached, or is not at the version that this program needs."""
+
+
+UNAVAILABLE = (DBAPIError, PoolTimeout, DatabaseError)
+"""What a transaction may raise through no fault of its own; the same may well succeed later."""
+_PATIENCE_S = 30
+
+
+def reason(error: Exception) -> str:
+    """Why it could not be done, in one line, for the log."""
+    return " ".join(str((isinstance(error, DBAPIError) and error.orig) or error).split())
+
+
+class Queue:
+    """A lock that is had in the order in which it was asked for. It may be let go by another thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held = False
+        self._waiting: deque[threading.Event] = deque()
+
+    def __len__(self) -> int:
+        """How many wait for it."""
+        return len(self._waiting)
+
+    @contextmanager
+    def turn(self, patience_s: float) -> Iterator[None]:
+        """Have it for the block.
+
+        Raises:
+            DatabaseError: others had it for longer than one wants to wait.
+        """
+        called = threading.Event()
+        with self._lock:
+            if self._held:
+                self._waiting.append(called)
+            else:
+                self._held = True
+                called.set()
+        if not called.wait(patience_s):
+            with self._lock:
+                if not called.is_set():
+                    self._waiting.remove(called)
+                    raise DatabaseError(f"others have been writing for {patience_s:g} s; try again")
+        try:
+            yield
+        finally:
+            with self._lock:
+                if self._waiting:
+                    self._waiting.popleft().set()
+                else:
+                    self._held = False
 
 
 def json_text(value: Any) -> str:
@@ -60,6 +116,7 @@ class Database:
         self.url = parsed
         self.sqlite = parsed.drivername == "sqlite"
         self.engine = self._sqlite(connections) if self.sqlite else self._postgresql(connections)
+        self._writers = Queue() if self.sqlite else None
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         event.listen(self._sessions, "before_commit", meta.write_stamps)
 
@@ -70,13 +127,13 @@ class Database:
             json_deserializer=orjson.loads,
             pool_size=connections,
             max_overflow=0,
-            connect_args={"timeout": 30, "check_same_thread": False},
+            connect_args={"timeout": _PATIENCE_S, "check_same_thread": False},
         )
 
         @event.listens_for(engine, "connect")
         def connected(connection: Any, _record: Any) -> None:
             connection.isolation_level = None  # the driver begins nothing by itself; we say when, and how
-            for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
+            for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
                 connection.execute(f"PRAGMA {pragma}")
 
         @event.listens_for(engine, "begin")
@@ -111,16 +168,17 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session that writes: committed when the block ends, rolled back when it raises."""
-        session = self._sessions()
-        try:
-            session.connection(execution_options={"writing": True})
-            yield session
-            session.commit()
-        except BaseException:
-            session.rollback()
-            raise
-        finally:
-            session.close()
+        with self._writers.turn(_PATIENCE_S) if self._writers is not None else nullcontext():
+            session = self._sessions()
+            try:
+                session.connection(execution_options={"writing": True})
+                yield session
+                session.commit()
+            except BaseException:
+                session.rollback()
+                raise
+            finally:
+                session.close()
 
     def check(self) -> None:
         """Whether it answers.
