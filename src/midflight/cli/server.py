@@ -6,6 +6,7 @@ import argparse
 
 from midflight.cli.output import Output
 from midflight.cli.subcommands import add_subcommands
+from midflight.errors import InputError
 
 PACKAGE = "fleet"
 SUBCOMMANDS = {
@@ -24,8 +25,8 @@ The control plane: enrolls devices, tells each which hotpatch it gets and when, 
 One command runs everything on SQLite; with PostgreSQL, any number of processes share the work."""
 
 EXAMPLES = """\
-midflight server init /var/lib/midflight
-midflight server run /var/lib/midflight"""
+midflight server init /srv/midflight
+midflight server run /srv/midflight"""
 
 EXIT_STATUS = """\
 0  done
@@ -40,4 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Carry out the command; returns the exit status."""
-    return int(args.module.run(args, out))
+    try:
+        return int(args.module.run(args, out))
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] == "midflight":
+            raise
+        raise InputError(
+            f"the server needs Python packages that are not here ({error.name}); pip install 'midflight[server]'"
+        ) from None
