@@ -352,3 +352,42 @@ def test_a_window_that_is_far_away_is_not_taken_for_none(fleet: Fleet, new_devic
     fleet.admin.put(f"/api/v1/policies/{policy['id']}", json=body, headers={"If-Match": "*"}).raise_for_status()
     device.check_in()
     assert [window.start.year for window in device.instructions.windows] == [2099]
+
+
+def test_who_cannot_be_hotpatched_gets_the_baseline_in_its_place(fleet: Fleet, new_device: Make) -> None:
+    fixed = replace(NGINX, build_id="b2" * 20, version="1.2")
+    device, other = new_device(), new_device()
+    deployment, _ = fleet.deploy(fleet.policy(deadline="P5D"))
+    (first,) = who_has_orders([device, other])
+    first.check_in([first.outcome("refused", reason="kernel_too_old", detail="5.10, needs 6.1")])
+    assert first.orders == []
+    baseline = fleet.publisher.publish("nginx", 2, (fixed.build_id,), "baseline")
+    fleet.work()
+    first.check_in()
+    assert first.orders == [("baseline", baseline.path)] and first.instructions is not None
+    assert first.instructions.actions[0].options["restart_within_s"] == 5 * 86400
+    assert who_has_orders([device, other]) == [first], "the ring of the other one is not open"
+    first.check_in([first.outcome("staged", reason="restart_needed")])
+    told = first.held
+    first.check_in()
+    assert first.held == told and fleet.states(deployment)[first.id] == "ineligible"
+    first.inventory = (fixed,)
+    first.check_in([first.outcome("applied", processes=4)])
+    assert first.orders == [] and fleet.states(deployment)[first.id] == "superseded"
+    outcomes = fleet.get(f"/devices/{first.id}/outcomes")["items"]
+    said = {line["content"] for line in outcomes if line["result"] in ("staged", "applied")}
+    assert said == {"baseline:nginx:2"}
+    fleet.ahead += timedelta(minutes=5)
+    fleet.work()
+    shown = fleet.get(f"/devices/{first.id}")
+    assert (shown["compliance"], shown["compliance_why"]["reason"]) == ("compliant", "up_to_date_restarted")
+
+
+def test_a_policy_may_leave_baselines_to_people(fleet: Fleet, new_device: Make) -> None:
+    device = new_device()
+    fleet.deploy(fleet.policy(fallback=False))
+    device.check_in()
+    fleet.publisher.publish("nginx", 2, ("b2" * 20,), "baseline")
+    fleet.work()
+    device.check_in([device.outcome("failed", reason="apply_failed")])
+    assert device.orders == []

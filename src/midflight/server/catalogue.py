@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from midflight.server.domain.model import Classification, Severity
 from midflight.server.store import events, meta
 from midflight.server.store.catalogue import Content, ContentCve, ContentImage
-from midflight.server.store.invalidate import content_changed
+from midflight.server.store.invalidate import baselines_changed, content_changed
 from midflight.trust.content import Catalog, Revocation
 from midflight.trust.content import Content as Offered
 
@@ -71,6 +71,8 @@ def take(session: Session, catalog: Catalog, now: datetime) -> Taken:
         events.publish(session, "content.missing", {"path": known[id].path}, subject=id, at=now)
     meta.write(session, _VERSION, str(catalog.version))
     content_changed(session, [*revoked, *missing])
+    changed = (id.split(":", 1) for id in (*added, *revoked, *missing))
+    baselines_changed(session, {rest.rpartition(":")[0] for kind, rest in changed if kind == "baseline"})
     meta.bump(session, "catalogue")
     return Taken(tuple(added), tuple(revoked), tuple(missing), tuple(refused))
 

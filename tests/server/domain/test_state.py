@@ -63,11 +63,11 @@ def test_each_reason_of_ineligibility(facts: dict[str, object], asks: dict[str, 
     assert (finding.reason if finding else None) is reason
 
 
-def test_whoever_cannot_be_hotpatched_has_a_fallback() -> None:
+def test_whoever_is_on_no_baseline_of_a_hotpatch_cannot_have_it() -> None:
     other = ineligible(device(build_id="bx"), FIX, P1, CATALOGUE)
-    assert other is not None and other.fallback == BASE4.id
+    assert other is not None and other.reason is Reason.BASELINE_NOT_CURRENT
     disabled = ineligible(device(), FIX, policy(hotpatch=False), CATALOGUE)
-    assert disabled is not None and (disabled.reason, disabled.fallback) == (Reason.HOTPATCH_DISABLED, BASE4.id)
+    assert disabled is not None and disabled.reason is Reason.HOTPATCH_DISABLED
     later = content(6, images=frozenset({"b4"}))
     off = ineligible(device(build_id="b5"), later, P1, Catalogue([BASELINE, BASE4, OFF5, later]))
     assert off is not None and off.reason is Reason.BASELINE_OFF_TRACK

@@ -92,7 +92,9 @@ class Baselines:
             return
         # Expedited: the deadline is over at once, the grace is not.
         expedited = action.options.get("any_time") is True and action.deadline is None
-        deadline = time.time() if expedited else action.deadline.timestamp() if action.deadline else None
+        within = 0 if expedited else action.options.get("restart_within_s")
+        counted = time.time() + within if isinstance(within, int) else None
+        deadline = action.deadline.timestamp() if action.deadline else counted
         old = {b for (b, path), _ in survey.images.items() if packages.get(path, Package()).name == package.name}
         offer = Offer(content, file, action.id, action.deployment, deadline)
         try:

@@ -10,7 +10,7 @@ from hashlib import sha256
 from sqlalchemy.orm import Session
 
 from midflight.server.checkin.standing import memberships_of
-from midflight.server.domain import deadlines, memberships, offers, safeguards, windows
+from midflight.server.domain import deadlines, fallbacks, memberships, offers, safeguards, windows
 from midflight.server.domain import model as m
 from midflight.server.domain.reasons import Reason
 from midflight.server.domain.standing import standing
@@ -57,15 +57,18 @@ def decide(session: Session, place: Place, fleet: Fleet, now: datetime, lifted: 
     rows = memberships_of(session, device.id, fleet.live)
     lives = [fleet.live[id] for id in rows]
     held = safeguards.in_force(fleet.holds, now)
+    of_mine = [(live.deployment, live.policy) for live in lives]
     stands = standing(
         device,
         place.groups,
         place.governance,
         {id: convert.membership_of(row) for id, row in rows.items()},
-        [(live.deployment, live.policy) for live in lives],
+        of_mine,
         fleet.catalogue,
         held,
     )
+    instead = fallbacks.instead(device, stands, of_mine, fleet.deployed, fleet.catalogue, held, now)
+    stands = replace(stands, instead=instead)
     spans = windows.schedule(policy.windows, device.timezone, now) if policy else ()
     plans = offers.compile_plans(live.plan for live in lives)
     decision = offers.decide(stands, plans, spans, now)
@@ -88,23 +91,28 @@ def _follow(session: Session, row: Membership, verdict: memberships.Verdict, dev
 
 
 def _action(fleet: Fleet, row: Membership, action: offers.Action) -> Action:
-    live = fleet.live[action.deployment]
-    # A device that may try again after a failure was offered anew, and so gets a new action.
-    attempt = row.offered or live.deployment.created
-    number = to_micros(attempt)
+    live, content = fleet.live[action.deployment], fleet.catalogue[action.content]
+    if action.reason is Reason.FALLBACK:
+        id = fallbacks.action_id(action.deployment, content.sha256)
+    else:
+        # A device that may try again after a failure was offered anew, and so gets a new action.
+        id = f"{action.deployment}.{action.kind.value}.{to_micros(row.offered or live.deployment.created)}"
+    options: dict[str, str | int] = {
+        "reason": action.reason.value,
+        "any_time": action.reason in _ANY_TIME or action.kind is offers.ActionKind.REVERT,
+        **_requirements(content),
+    }
+    if action.restart_within is not None:
+        options["restart_within_s"] = int(action.restart_within.total_seconds())
     return Action(
-        id=f"{action.deployment}.{action.kind.value}.{number}",
+        id=id,
         kind=action.kind.value,
         deployment=action.deployment,
-        target=live.content.path,
-        sha256=live.content.sha256,
-        length=live.content.length,
+        target=content.path,
+        sha256=content.sha256,
+        length=content.length,
         deadline=action.deadline.replace(microsecond=0) if action.deadline else None,
-        options={
-            "reason": action.reason.value,
-            "any_time": action.reason in _ANY_TIME or action.kind is offers.ActionKind.REVERT,
-            **_requirements(live.content),
-        },
+        options=options,
     )
 
 

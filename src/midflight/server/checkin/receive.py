@@ -165,7 +165,7 @@ class CheckIns:
         want: list[Part] = []
         if message.outcomes:
             contents = {live.deployment.id: live.content.id for live in fleet.live.values()}
-            record.outcomes(session, device, message.outcomes, contents, now)
+            record.outcomes(session, device, message.outcomes, contents, fleet.content_ids, now)
         if message.state is not None and message.state_digest != device.state_digest:
             record.state(session, device, message.state, message.state_digest, now)
             record.patches(session, device, message.state, fleet.content_ids)

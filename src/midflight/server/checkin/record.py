@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import delete, select, text, update
 from sqlalchemy.orm import Session
 
+from midflight.server.domain import fallbacks
 from midflight.server.domain import memberships as rules
 from midflight.server.domain.reasons import Reason
 from midflight.server.store import convert, events
@@ -173,15 +174,22 @@ _REVERTED_BY_ITSELF = {
 
 
 def outcomes(
-    session: Session, device: Device, reports: Sequence[Report], contents: Mapping[str, str], now: datetime
+    session: Session,
+    device: Device,
+    reports: Sequence[Report],
+    contents: Mapping[str, str],
+    content_ids: Mapping[str, str],
+    now: datetime,
 ) -> None:
     """What came of actions. The same outcome again (an answer was lost) is nothing new and changes nothing.
 
     Args:
         contents: ids of content by deployment.
+        content_ids: ids of content by the sha256 of the file.
     """
     for report in sorted(reports, key=lambda r: r.at):
-        content = contents.get(report.deployment or "")
+        baseline = fallbacks.baseline_of(report.action)
+        content = content_ids.get(baseline) if baseline else contents.get(report.deployment or "")
         values: dict[str, Any] = {
             "device_id": device.id,
             "action": report.action,
@@ -200,7 +208,8 @@ def outcomes(
         meaning = _REVERTED_BY_ITSELF.get(report.reason) or _MEANINGS.get(report.result)
         if meaning is None:
             continue
-        _follow(session, device, report, meaning.result, now)
+        if baseline is None:  # otherwise the hotpatch's deployment goes on saying why it is not that
+            _follow(session, device, report, meaning.result, now)
         if meaning.event:
             data = {
                 "hostname": device.hostname,

@@ -16,6 +16,7 @@ DAYS = (("MO", "Mon"), ("TU", "Tue"), ("WE", "Wed"), ("TH", "Thu"), ("FR", "Fri"
 STARTER: Mapping[str, Any] = {
     "audience": {"groups": [], "excluded": []},
     "hotpatch": True,
+    "fallback": True,
     "approvals": [
         {
             "mode": "automatic",
@@ -102,6 +103,7 @@ def document(form: Form, today: date) -> dict[str, Any]:
     return {
         "audience": {"groups": form.all("groups"), "excluded": form.all("excluded")},
         "hotpatch": form.has("hotpatch"),
+        "fallback": form.has("fallback"),
         "approvals": [_rule(form, f"rule-{n}-") for n in _rows(form, "rule")],
         "rings": [_ring(form, f"ring-{n}-") for n in _rows(form, "ring")],
         "windows": [_window(form, f"window-{n}-", today) for n in _rows(form, "window")],

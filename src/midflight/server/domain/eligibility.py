@@ -1,7 +1,6 @@
 """May a device take a content, as far as the server can see? The device looks again for itself, with fresher facts.
 
-Nobody is skipped in silence: each ineligible device has its reason, and its fallback (after Microsoft's hotpatch track,
-where a device that cannot be hotpatched gets the full update through the same rings).
+Nobody is skipped in silence: each ineligible device has its reason. What it gets instead: :mod:`fallbacks`.
 """
 
 from __future__ import annotations
@@ -16,12 +15,10 @@ from midflight.server.domain.reasons import Reason
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Why a device cannot take a content, and what it can take instead."""
+    """Why a device cannot take a content."""
 
     reason: Reason
     detail: str = ""
-    fallback: str | None = None
-    """Id of the baseline that mends it."""
 
 
 def ineligible(device: Device, content: Content, policy: Policy, catalogue: Catalogue) -> Finding | None:
@@ -52,15 +49,13 @@ def ineligible(device: Device, content: Content, policy: Policy, catalogue: Cata
 def _off_baseline(
     device: Device, content: Content, policy: Policy, catalogue: Catalogue, build_ids: set[str]
 ) -> Finding | None:
-    newest = catalogue.newest_baseline(content.package)
-    fallback = newest.id if newest else None
     if not policy.hotpatch:
-        return Finding(Reason.HOTPATCH_DISABLED, f"policy {policy.id}", fallback)
+        return Finding(Reason.HOTPATCH_DISABLED, f"policy {policy.id}")
     if not content.images.isdisjoint(build_ids):
         return None
     installed = catalogue.installed(device, content.package)
     if installed is not None and installed.sequence >= content.sequence:
         return Finding(Reason.NOT_AFFECTED, f"{installed.name} has the fix")
     if installed is not None and not installed.on_track:
-        return Finding(Reason.BASELINE_OFF_TRACK, f"on {installed.name}", fallback)
-    return Finding(Reason.BASELINE_NOT_CURRENT, f"on {installed.name if installed else 'an unknown build'}", fallback)
+        return Finding(Reason.BASELINE_OFF_TRACK, f"on {installed.name}")
+    return Finding(Reason.BASELINE_NOT_CURRENT, f"on {installed.name if installed else 'an unknown build'}")

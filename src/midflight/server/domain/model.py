@@ -368,6 +368,8 @@ class Policy:
     audience: Audience
     priority: int = 0
     hotpatch: bool = True
+    fallback: bool = True
+    """Whoever cannot have a hotpatch is offered the newest baseline instead, if that may be deployed."""
     approvals: tuple[ApprovalRule, ...] = ()
     rings: tuple[Ring, ...] = ()
     windows: tuple[Window, ...] = ()

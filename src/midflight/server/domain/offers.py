@@ -11,6 +11,8 @@ What may be offered is decided here and nowhere else:
   rings.
 - Nothing begins outside the device's maintenance window, unless expedited or past its deadline; the reason says which.
 - Of several contents of one kind for one package the newest counts: hotpatches are cumulative.
+- Who cannot have a hotpatch is offered a baseline instead, once its ring is open (:mod:`fallbacks`). How it stands in
+  the deployment says why it cannot; gates see no success in a baseline.
 - A revert is ordered at once, whatever the window: it needs no restart and no idle moment, and there is a reason for
   it.
 """
@@ -59,6 +61,7 @@ class Plan:
     """Of the deployment, where it offers nothing."""
     open_ring: int
     """Rings up to this one are open."""
+    last_ring: int
     expedited: bool
     deadline: timedelta | None
     has_windows: bool
@@ -84,6 +87,8 @@ class Standing:
     outside: Mapping[str, Reason] = field(default_factory=dict)
     """Deployments that are not for this device (any more), and why: excluded, or not in the audience."""
     disabled: bool = False
+    instead: Mapping[str, str] = field(default_factory=dict)
+    """By deployment of a hotpatch: the baseline that the device gets if it cannot have that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,9 @@ class Action:
     deadline: datetime | None = None
     """From then on no window need be waited for."""
     reason: Reason = Reason.OFFERED
+    restart_within: timedelta | None = None
+    """Of a fallback: its deadline counts from when it lies ready on the device. Nobody waits for its answer here, and
+    so nobody remembers when it was offered first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +140,14 @@ _STAYS = (DeviceState.FAILED, DeviceState.REVERTED)
 """Until a person lets it try again."""
 REFUSED_FOR = timedelta(hours=1)
 """What a device refused by what it knows itself (no memory, no room on its disk) is offered again after so long."""
+_CANNOT = frozenset(
+    {
+        Reason.KERNEL_TOO_OLD, Reason.AGENT_TOO_OLD, Reason.MEMORY_LOW, Reason.BASELINE_NOT_CURRENT,
+        Reason.BASELINE_OFF_TRACK, Reason.HOTPATCH_DISABLED, Reason.APPLY_FAILED, Reason.HEALTH_FAILED, Reason.CRASHED,
+        Reason.BARRED,
+    }
+)  # fmt: skip
+"""Why a device that needs a fix cannot have it as a hotpatch."""
 _UNDECIDED = (DeviceState.OFFERED, DeviceState.DOWNLOADING, DeviceState.SILENT)
 
 
@@ -147,6 +163,7 @@ def compile_plan(deployment: Deployment, policy: Policy, content: Content) -> Pl
         or deployment.reason is Reason.DONE_REVERTED,
         reason=Reason.FAULTED_REVOKED if content.revoked else deployment.reason,
         open_ring=deployment.ring,
+        last_ring=len(policy.rings) - 1,
         expedited=deadlines.expedited(deployment, policy),
         deadline=policy.deadline,
         has_windows=bool(policy.windows),
@@ -176,6 +193,7 @@ def decide(standing: Standing, plans: Sequence[Plan], windows: Sequence[Interval
     actions: list[Action] = []
     verdicts: dict[str, Verdict] = {}
     newest: set[tuple[str, ContentKind]] = set()
+    instead: set[str] = set()
     for plan in plans:
         membership = standing.memberships.get(plan.deployment)
         runs = plan.content.id in standing.running
@@ -194,6 +212,11 @@ def decide(standing: Standing, plans: Sequence[Plan], windows: Sequence[Interval
             continue
         verdict = _barrier(plan, membership, standing, plan.key in newest, now)
         if verdict is not None:
+            baseline = standing.instead.get(plan.deployment)
+            if baseline is not None and plan.key not in newest and _falls_back(plan, membership, verdict):
+                if baseline not in instead:
+                    actions.append(_fallback(plan, baseline))
+                instead.add(baseline)
             if verdict is not _UNCHANGED:
                 verdicts[plan.deployment] = verdict
             continue
@@ -237,6 +260,19 @@ def _barrier(plan: Plan, membership: Membership, standing: Standing, superseded:
         return _AWAITING_RING
     again = offered_again(membership)
     return _UNCHANGED if again and now < again else None
+
+
+def _falls_back(plan: Plan, membership: Membership, verdict: Verdict) -> bool:
+    """Whether a device gets a baseline instead: it cannot have the hotpatch, and its ring is open. Who never had a
+    ring, because that was known before, is with the last one."""
+    reason = membership.reason if verdict is _UNCHANGED else verdict.reason
+    ring = plan.last_ring if membership.ring is None else membership.ring
+    return plan.offers and reason in _CANNOT and ring <= plan.open_ring
+
+
+def _fallback(plan: Plan, baseline: str) -> Action:
+    within = timedelta(0) if plan.expedited else plan.deadline
+    return Action(ActionKind.BASELINE, plan.deployment, baseline, False, None, Reason.FALLBACK, within)
 
 
 def offered_again(membership: Membership) -> datetime | None:

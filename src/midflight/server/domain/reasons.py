@@ -97,6 +97,7 @@ class Reason(StrEnum):
     SUPERSEDED = "superseded", _M, "newer content replaces it"
     DEVICE_DISABLED = "device_disabled", _A, "the device is disabled"
     WITHDRAWN = "withdrawn", _M, "was offered before the deployment was paused, halted, stopped or revoked"
+    FALLBACK = "fallback", _D, "cannot have the hotpatch; gets the baseline instead (a restart)"
     RESTART_NEEDED = "restart_needed", _D, "staged; takes effect at the next restart"
 
     # -- eligibility

@@ -34,6 +34,7 @@ class PolicyDocument(BaseModel):
 
     audience: Audience = Audience()
     hotpatch: bool = True
+    fallback: bool = True
     approvals: tuple[ApprovalRule, ...] = ()
     rings: Annotated[tuple[Ring, ...], Field(min_length=1, max_length=20)]
     windows: Annotated[tuple[Window, ...], Field(max_length=20)] = ()

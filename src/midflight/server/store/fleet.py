@@ -51,6 +51,8 @@ class Fleet:
     live: Mapping[str, Live] = field(default_factory=dict)
     by_policy: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Ids of live deployments."""
+    deployed: frozenset[tuple[str, str]] = frozenset()
+    """Policies and the contents that were ever deployed under them."""
 
 
 class FleetCache:
@@ -120,6 +122,8 @@ def approvals_of(session: Session, deployments: Sequence[str]) -> dict[str, list
 
 def _with_deployments(session: Session, fleet: Fleet) -> Fleet:
     rows = session.scalars(select(Deployment).where(Deployment.live)).all()
+    pairs = session.execute(select(Deployment.policy_id, Deployment.content_id).distinct())
+    deployed = frozenset((policy, content) for policy, content in pairs)
     approvals = approvals_of(session, [row.id for row in rows])
     live: dict[str, Live] = {}
     by_policy: dict[str, list[str]] = defaultdict(list)
@@ -131,4 +135,4 @@ def _with_deployments(session: Session, fleet: Fleet) -> Fleet:
         deployment = convert.deployment_of(row, approvals[row.id])
         live[row.id] = Live(deployment, policy, content, offers.compile_plan(deployment, policy, content))
         by_policy[row.policy_id].append(row.id)
-    return replace(fleet, live=live, by_policy=by_policy)
+    return replace(fleet, live=live, by_policy=by_policy, deployed=deployed)

@@ -6,7 +6,7 @@ transactions wait for each other (docs/adr/0076).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, select, text, update
@@ -91,3 +91,14 @@ def content_changed(session: Session, contents: Sequence[str]) -> None:
     for id, policy in sorted(tuple(row) for row in ids):
         members(session, id)
         compliance_of_policy(session, policy)
+
+
+def baselines_changed(session: Session, packages: Collection[str]) -> None:
+    """There are other baselines of some packages: they may stand in for a hotpatch that a device cannot have."""
+    devices = (
+        "SELECT m.device_id FROM membership m JOIN deployment d ON d.id = m.deployment_id"
+        " JOIN content c ON c.id = d.content_id WHERE d.live AND c.kind = 'hotpatch' AND c.package = :package"
+        " AND m.state IN ('ineligible', 'failed', 'barred')"
+    )
+    for package in sorted(packages):
+        _mark(session, devices, {"package": package})
