@@ -1,9 +1,9 @@
 """Check-ins of a whole fleet: latency and cost at the pace of 100,000 devices every 5 minutes, the stampede after an
 outage, and whether the queries stay as fast with 1,000,000 devices as with 1,000.
 
-PostgreSQL, two API processes and the load share this machine, over loopback, without TLS (a proxy's business), each
-request on a connection of its own, as devices make them. Most check-ins bring nothing new; some bring a changed state
-(SHARES).
+PostgreSQL, two API processes and the load share this machine, over loopback, each request on a connection of its own,
+as devices make them; without TLS (which a proxy may do), then with a whole handshake for each. Most check-ins bring
+nothing new; some bring a changed state (NEWS).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import ssl
 import struct
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from sqlalchemy import text
 
 from bench.measure import PROGRAMS, WORK, median, save, table
 from midflight.server.install import install
-from midflight.server.settings import FILE_NAME, Settings
+from midflight.server.settings import Settings
 from midflight.server.store import tables  # noqa: F401 - all tables
 from midflight.server.store.base import to_micros
 from midflight.server.store.database import Database
@@ -68,7 +69,7 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     load = folder / "load"
-    subprocess.run(["cc", "-O2", "-o", str(load), str(PROGRAMS / "load.c")], check=True)
+    subprocess.run(["cc", "-O2", "-o", str(load), str(PROGRAMS / "load.c"), "-lssl", "-lcrypto"], check=True)
     key = PrivateKey.generate()
     server = PostgreSQL(
         {"shared_buffers": "512MB", "synchronous_commit": "on", "max_wal_size": "4GB", "jit": "off"}, fsync=True
@@ -76,8 +77,6 @@ def main() -> None:
     try:
         url = server.create()
         made = install(folder / "server", database=url, listen="127.0.0.1:18443", public_url="https://bench.invalid")
-        with (made.settings.folder / FILE_NAME).open("a") as file:
-            file.write("tls = false\n")
         settings = Settings.load(made.settings.folder)
         database = Database(url)
         flat = []
@@ -248,33 +247,38 @@ def loads(folder: Path, load: Path, settings: Settings, server: PostgreSQL, key:
     rate = DEVICES / INTERVAL_S
     order = random.Random(1).sample(range(DEVICES), DEVICES)
     numbers = iter(order)
+    plans: list[tuple[str, float, int, float, bool]] = [
+        ("quiet", rate, SECONDS, 0.0, False),
+        (f"{NEWS:.0%} with news", rate, SECONDS, NEWS, False),
+        ("stampede", rate * STAMPEDE, 15, 0.0, False),
+        ("after it", rate, 10, 0.0, False),
+        (f"{NEWS:.0%} with news, TLS", rate, SECONDS, NEWS, True),
+        ("stampede, TLS", rate * STAMPEDE, 15, 0.0, True),
+        ("after it, TLS", rate, 10, 0.0, True),
+    ]
     found = []
-    with serving(settings) as api:
-        plans: list[tuple[str, float, int, float]] = [
-            ("quiet", rate, SECONDS, 0.0),
-            (f"{NEWS:.0%} with news", rate, SECONDS, NEWS),
-            ("stampede", rate * STAMPEDE, 15, 0.0),
-            ("after it", rate, 10, 0.0),
-        ]
-        warm = folder / "warm"
-        prepare(warm, list(itertools.islice(numbers, 500)), key, NEWS)
-        run(load, warm, rate / 2, 500)
-        for name, pace, seconds, news in plans:
-            count = int(pace * seconds)
+    for tls in (False, True):
+        with serving(settings, tls) as api:
             path = folder / "requests"
-            prepare(path, list(itertools.islice(numbers, count)), key, news)
-            before = cpu(api), cpu(server.pid)
-            result = run(load, path, pace, count)
-            after = cpu(api), cpu(server.pid)
-            answered = max(1, result["ok"])
-            found.append(
-                {"load": name, "rate": pace}
-                | result
-                | {
-                    "cpu_api_ms": (after[0] - before[0]) * 1e3 / answered,
-                    "cpu_db_ms": (after[1] - before[1]) * 1e3 / answered,
-                }
-            )
+            prepare(path, list(itertools.islice(numbers, 500)), key, NEWS)
+            run(load, path, rate / 2, 500, tls)
+            for name, pace, seconds, news, with_tls in plans:
+                if with_tls is not tls:
+                    continue
+                count = int(pace * seconds)
+                prepare(path, list(itertools.islice(numbers, count)), key, news)
+                before = cpu(api), cpu(server.pid)
+                result = run(load, path, pace, count, tls)
+                after = cpu(api), cpu(server.pid)
+                answered = max(1, result["ok"])
+                found.append(
+                    {"load": name, "rate": pace}
+                    | result
+                    | {
+                        "cpu_api_ms": (after[0] - before[0]) * 1e3 / answered,
+                        "cpu_db_ms": (after[1] - before[1]) * 1e3 / answered,
+                    }
+                )
     return found
 
 
@@ -300,26 +304,29 @@ def prepare(path: Path, numbers: list[int], key: PrivateKey, news: float) -> Non
             file.write(struct.pack("=I", len(data)) + data)
 
 
-def run(load: Path, path: Path, rate: float, count: int) -> dict[str, Any]:
+def run(load: Path, path: Path, rate: float, count: int, tls: bool) -> dict[str, Any]:
     """Send; what came of it."""
-    done = subprocess.run(
-        [str(load), "18443", str(path), str(rate), str(count)], capture_output=True, text=True, check=True, timeout=300
-    )
+    command = [str(load), "18443", str(path), str(rate), str(count), *(["tls"] if tls else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     if done.stderr:
         print(done.stderr[:500], file=sys.stderr)
     return dict(json.loads(done.stdout))
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[int]:
+def serving(settings: Settings, tls: bool) -> Iterator[int]:
     """A server with its processes; the pid of the first."""
+    environment = os.environ | {"MIDFLIGHT_SERVER_TLS": str(tls).lower()}
+    ready = f"http{'s' if tls else ''}://127.0.0.1:18443/readyz"
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
     command = [sys.executable, "-m", "midflight", "server", "run", str(settings.folder)]
-    process = subprocess.Popen([*command, "--processes", str(PROCESSES), "-q"])
+    process = subprocess.Popen([*command, "--processes", str(PROCESSES), "-q"], env=environment)
     try:
         deadline = time.monotonic() + 60
         while True:
             try:
-                with urlopen("http://127.0.0.1:18443/readyz", timeout=5) as answer:
+                with urlopen(ready, timeout=5, context=anybody if tls else None) as answer:
                     if answer.status == 200:
                         break
             except OSError:

@@ -1,7 +1,8 @@
 /* Sends prepared HTTP requests to a port of this machine at a fixed rate, each on a connection of its own, and measures each
    from the moment it was due (not from when it could be sent: a server that stalls must not make the load wait for it).
 
-   usage: load PORT FILE RATE COUNT; FILE has, for each request, its length (4 bytes, native) and its bytes.
+   usage: load PORT FILE RATE COUNT [tls]; FILE has, for each request, its length (4 bytes, native) and its bytes. With tls
+   each connection makes a whole handshake, and takes any certificate.
    Prints one JSON object. Gives a request up after 20 s. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -9,6 +10,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/ssl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,15 +22,17 @@
 #include <unistd.h>
 
 enum { MOST = 8192, HEAD = 1024 };
-struct request { const char *data; uint32_t size, sent, got; double due; int fd; char head[HEAD]; };
+struct request { const char *data; uint32_t size, sent, got; double due; int fd, ready; SSL *tls; char head[HEAD]; };
 
 static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec / 1e9; }
 static int by_value(const void *a, const void *b) { double x = *(const double *)a, y = *(const double *)b; return (x > y) - (x < y); }
 static double *good, *away; static size_t goods, aways, others, failed; static double wait_sum, wait_min = 1e9, wait_max;
 static int epoll, open_now;
+static SSL_CTX *context; /* or none: plain */
 
 static void end(struct request *r, int ok) {
     epoll_ctl(epoll, EPOLL_CTL_DEL, r->fd, 0);
+    if (r->tls) SSL_free(r->tls), r->tls = 0;
     close(r->fd);
     r->fd = -1;
     open_now--;
@@ -55,36 +59,76 @@ static void start(struct request *r, int port) {
     setsockopt(r->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     open_now++;
     if (connect(r->fd, (void *)&to, sizeof to) < 0 && errno != EINPROGRESS) { failed++; close(r->fd); r->fd = -1; open_now--; return; }
-    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP, .data.ptr = r};
+    if (context) {
+        r->tls = SSL_new(context);
+        SSL_set_fd(r->tls, r->fd);
+        SSL_set_connect_state(r->tls);
+    }
+    struct epoll_event event = {.events = EPOLLOUT, .data.ptr = r};
     epoll_ctl(epoll, EPOLL_CTL_ADD, r->fd, &event);
 }
 
-static void go_on(struct request *r, uint32_t events) {
-    if (r->sent < r->size && events & EPOLLOUT) {
-        ssize_t n = send(r->fd, r->data + r->sent, r->size - r->sent, MSG_NOSIGNAL);
-        if (n < 0 && errno != EAGAIN) { end(r, 0); return; }
-        if (n > 0) r->sent += n;
-        if (r->sent == r->size) {
-            struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP, .data.ptr = r};
-            epoll_ctl(epoll, EPOLL_CTL_MOD, r->fd, &event);
-        }
+static void wait_for(struct request *r, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.ptr = r};
+    epoll_ctl(epoll, EPOLL_CTL_MOD, r->fd, &event);
+}
+
+/* What came of a call to TLS: bytes, 0 at the end, -1 for wait (what is waited for is set), -2 for a fault. */
+static ssize_t tls_result(struct request *r, int n) {
+    if (n > 0) return n;
+    switch (SSL_get_error(r->tls, n)) {
+    case SSL_ERROR_WANT_READ: wait_for(r, EPOLLIN); return -1;
+    case SSL_ERROR_WANT_WRITE: wait_for(r, EPOLLOUT); return -1;
+    case SSL_ERROR_ZERO_RETURN: return 0;
+    default: return -2;
     }
-    if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
-        for (;;) {
-            char rest[4096];
-            int keep = r->got < HEAD - 1;
-            ssize_t n = keep ? recv(r->fd, r->head + r->got, HEAD - 1 - r->got, 0) : recv(r->fd, rest, sizeof rest, 0);
-            if (n > 0) { if (keep) r->got += n; continue; }
-            if (n == 0) end(r, 1);
-            else if (errno != EAGAIN) end(r, r->got > 12);
-            break;
-        }
+}
+
+static ssize_t put(struct request *r) {
+    if (r->tls) return tls_result(r, SSL_write(r->tls, r->data + r->sent, r->size - r->sent));
+    ssize_t n = send(r->fd, r->data + r->sent, r->size - r->sent, MSG_NOSIGNAL);
+    return n >= 0 ? n : errno == EAGAIN ? -1 : -2;
+}
+
+static ssize_t get(struct request *r, char *buffer, size_t size) {
+    if (r->tls) return tls_result(r, SSL_read(r->tls, buffer, size));
+    ssize_t n = recv(r->fd, buffer, size, 0);
+    return n >= 0 ? n : errno == EAGAIN ? -1 : -2;
+}
+
+static void go_on(struct request *r) {
+    if (r->tls && !r->ready) {
+        ssize_t n = tls_result(r, SSL_do_handshake(r->tls));
+        if (n == -1) return;
+        if (n <= 0) { end(r, 0); return; }
+        r->ready = 1;
+    }
+    while (r->sent < r->size) {
+        ssize_t n = put(r);
+        if (n == -1) return;
+        if (n < 0) { end(r, 0); return; }
+        r->sent += n;
+        if (r->sent == r->size) wait_for(r, EPOLLIN | EPOLLRDHUP);
+    }
+    for (;;) {
+        char rest[4096];
+        int keep = r->got < HEAD - 1;
+        ssize_t n = keep ? get(r, r->head + r->got, HEAD - 1 - r->got) : get(r, rest, sizeof rest);
+        if (n > 0) { if (keep) r->got += n; continue; }
+        if (n == 0) end(r, 1);
+        else if (n != -1) end(r, r->got > 12);
+        return;
+    }
 }
 
 static double at(double *values, size_t count, double share) { return count ? values[(size_t)((count - 1) * share)] * 1e3 : 0; }
 
 int main(int argc, char **argv) {
-    if (argc != 5) { fprintf(stderr, "usage: load PORT FILE RATE COUNT\n"); return 2; }
+    if (argc != 5 && argc != 6) { fprintf(stderr, "usage: load PORT FILE RATE COUNT [tls]\n"); return 2; }
+    if (argc == 6) {
+        context = SSL_CTX_new(TLS_client_method());
+        SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
+    }
     int port = atoi(argv[1]), file = open(argv[2], O_RDONLY);
     double rate = atof(argv[3]);
     size_t count = strtoul(argv[4], 0, 10), next = 0;
@@ -110,7 +154,7 @@ int main(int argc, char **argv) {
         }
         struct epoll_event events[256];
         int n = epoll_wait(epoll, events, 256, 1);
-        for (int i = 0; i < n; i++) go_on(events[i].data.ptr, events[i].events);
+        for (int i = 0; i < n; i++) go_on(events[i].data.ptr);
         if (now() - last_look > 1) {
             last_look = now();
             for (size_t i = 0; i < next; i++) if (all[i].fd >= 0 && last_look - all[i].due > 20) end(&all[i], 0);
