@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import shutil
 import ssl
 import struct
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -35,6 +36,9 @@ from midflight.server.settings import Settings
 from midflight.server.store import tables  # noqa: F401 - all tables
 from midflight.server.store.base import to_micros
 from midflight.server.store.database import Database
+from midflight.server.store.documents import rings_of
+from midflight.server.store.fleet import FleetCache
+from midflight.server.store.tallies import recounts
 from midflight.trust import checkin
 from midflight.trust.keys import PrivateKey
 from midflight.trust.requests import sign_request
@@ -52,7 +56,7 @@ PROCESSES = 2
 STATE = checkin.State("web", "linux-x86_64", "6.1.0-28-amd64", "0.1.0", "Europe/Berlin", "boot", 1024)
 DIGEST = checkin.digest_of(checkin.state_document(STATE))
 INVENTORY = "1" * 64
-POLICY = {"rings": [{"name": "rest", "kind": "rest"}], "audience": {"groups": ["grp-all"]}}
+POLICY: dict[str, Any] = {"rings": [{"name": "rest", "kind": "rest"}], "audience": {"groups": ["grp-all"]}}
 
 
 @dataclass(frozen=True)
@@ -79,21 +83,23 @@ def main() -> None:
         made = install(folder / "server", database=url, listen="127.0.0.1:18443", public_url="https://bench.invalid")
         settings = Settings.load(made.settings.folder)
         database = Database(url)
-        flat = []
+        flat, long = [], []
         have = 0
         for size in SIZES:
             seed(url, have, size, key)
             have = size
             flat.append({"size": size} | queries(database, size))
+            if size <= DEVICES:
+                long.append({"size": size} | slow(database, url))
             if size == DEVICES:
                 runs = loads(folder, load, settings, server, key)
         database.close()
     finally:
         server.remove()
-    report(runs, flat)
+    report(runs, flat, long)
 
 
-def report(runs: list[dict[str, Any]], flat: list[dict[str, Any]]) -> None:
+def report(runs: list[dict[str, Any]], flat: list[dict[str, Any]], long: list[dict[str, Any]]) -> None:
     """Tables, and the JSON."""
     table(
         f"Check-ins of {DEVICES:,} devices, {PROCESSES} API processes and PostgreSQL on {os.cpu_count()} cores",
@@ -114,13 +120,14 @@ def report(runs: list[dict[str, Any]], flat: list[dict[str, Any]]) -> None:
             for run in runs
         ],
     )
-    names = [name for name in flat[0] if name != "size"]
-    table(
-        "Queries by number of devices (median, ms)",
-        ["devices", *names],
-        [[f"{line['size']:,}", *(f"{line[name]:.2f}" for name in names)] for line in flat],
-    )
-    save("checkins", {"runs": runs, "queries": flat})
+    for title, lines in (
+        ("Queries by number of devices (median, ms)", flat),
+        ("What looks at every device, found beside the requests and kept", long),
+    ):
+        names = [name for name in lines[0] if name != "size"]
+        sizes = [f"{line['size']:,}" for line in lines]
+        table(title, ["", *sizes], [[name, *(f"{line[name]:.2f}" for line in lines)] for name in names])
+    save("checkins", {"runs": runs, "queries": flat, "slow": long})
 
 
 # -- a fleet that is made up
@@ -147,6 +154,7 @@ def seed(url: str, first: int, last: int, key: PrivateKey) -> None:
         "sequence": 0,
         "integrity_violated": False,
         "restart_pending": False,
+        "hotpatched": True,
         "lifted": "[]",
         "disabled_reason": "",
         "policy_id": "pol-all",
@@ -184,13 +192,57 @@ def seed(url: str, first: int, last: int, key: PrivateKey) -> None:
         _copy(
             cursor,
             "compliance (device_id, policy_id, state, reason, detail, hotpatched, since, until, evaluated)",
-            ((id, "pol-all", "compliant", "up_to_date_hotpatched", "", True, now, until, now) for id in ids),
+            (
+                (
+                    id,
+                    "pol-all",
+                    *("compliant up_to_date_hotpatched" if n % 50 else "stale stale").split(),
+                    "",
+                    True,
+                    now,
+                )
+                + (until, now)
+                for n, id in enumerate(ids, first)
+            ),
+        )
+        _copy(
+            cursor,
+            "compliance_change (device_id, at, state, before, reason, detail, policy_id)",
+            (
+                (id, now - n * 7 % 20 * day - n, "compliant", "unknown", "up_to_date_hotpatched", "", "pol-all")
+                for n, id in enumerate(ids, first)
+            ),
         )
         _copy(
             cursor,
             "membership (deployment_id, device_id, ring, state, reason, detail, since, offered)",
-            (("dpl-all", id, 0, "applied", "applied", "", now, now) for id in ids),
+            (
+                ("dpl-all", id, 0, *("applied applied" if n % 10_000 else "failed failed").split(), "", now, now)
+                for n, id in enumerate(ids, first)
+            ),
         )
+        _copy(
+            cursor,
+            "outcome (device_id, action, result, deployment_id, content_id, reason, detail, processes, stopped_us, at,"
+            " received)",
+            (
+                (id, "dpl-all.apply.1", "applied", "dpl-all", "hotpatch:p:1", "", "", 3, 150, now - n, now - n)
+                for n, id in enumerate(ids, first)
+            ),
+        )
+        _copy(
+            cursor,
+            "device_patch (device_id, sha256, build_id, content_id, name, sequence, processes, missing, stopped_us)",
+            ((id, "2" * 64, f"{7:040x}", "hotpatch:p:1", "p", 1, 3, 0, 150) for id in ids),
+        )
+        _copy(
+            cursor,
+            "event (uid, kind, at, subject, actor, data, dispatched)",
+            ((f"u{id}", "patch.applied", now, id, f"device:{id}", "{}", now) for id in ids),
+        )
+        cursor.execute("TRUNCATE tally")  # no trigger ran
+        for statement in recounts():
+            cursor.execute(statement)  # type: ignore[arg-type]
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE")
 
@@ -200,6 +252,8 @@ def _seed_once(cursor: psycopg.Cursor[Any], now: int) -> None:
         names, marks = ", ".join(values), ", ".join(["%s"] * len(values))
         cursor.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", list(values.values()))
 
+    insert("content_cve", content_id="hotpatch:p:1", cve="CVE-2026-1", cvss=9.8, severity="high", exploited=False)
+    insert("content_image", content_id="hotpatch:p:1", build_id=f"{7:040x}")
     insert("device_group", id="grp-all", name="all", description="", rule="", created=now, version=1)
     document = json.dumps(POLICY)
     insert("policy", id="pol-all", name="all", priority=0, document=document, created=now, updated=now, version=1)
@@ -220,7 +274,8 @@ def _seed_once(cursor: psycopg.Cursor[Any], now: int) -> None:
     for name in ("catalogue", "deployments", "groups", "policies"):
         cursor.execute("INSERT INTO stamp VALUES (%s, 1) ON CONFLICT (name) DO UPDATE SET value = 9", (name,))
     for n in range(200):
-        insert("image", build_id=f"{n:040x}", path=f"/usr/lib/lib{n}.so", package=f"lib{n}", version="1")
+        package = "p" if n % 2 else f"lib{n}"
+        insert("image", build_id=f"{n:040x}", path=f"/usr/lib/lib{n}.so", package=package, version="1")
 
 
 def _copy(cursor: psycopg.Cursor[Any], what: str, rows: Iterator[tuple[Any, ...]]) -> None:
@@ -367,12 +422,19 @@ def cpu(root: int) -> float:
 
 def queries(database: Database, size: int) -> dict[str, float]:
     """Median milliseconds of what is asked most."""
+    from midflight.server.api import compliance
     from midflight.server.api.deployments import devices as member_list
     from midflight.server.api.devices import devices as device_list
     from midflight.server.checkin.lookup import Lookup
+    from midflight.server.domain.model import DeviceState
+    from midflight.server.outputs import gate, metrics
+    from midflight.server.store import tallies
     from midflight.server.store.invalidate import members
+    from midflight.server.work import rollouts
 
     draw = random.Random(size)
+    now = datetime.now(UTC)
+    rings = rings_of(POLICY["rings"])
     actor: Any = None
     lookup = Lookup(database)
 
@@ -398,4 +460,49 @@ def queries(database: Database, size: int) -> dict[str, float]:
         "not ok": measure(lambda s: device_list(s, actor, compliance="noncompliant")),
         "members": measure(lambda s: member_list("dpl-all", s, actor, state=None, ring=0)),
         "offer 1": measure(lambda s: members(s, "dpl-none", 0), write=True),
+        "gate": measure(lambda s: gate.by_certificate(s, fingerprint(draw.randrange(size)), now)),
+        "summary": measure(lambda s: compliance.overview(s, actor, "pol-all")),
+        "policy": measure(lambda s: tallies.devices(s, "pol-all")),
+        "rings": measure(lambda s: rollouts.tallies(s, "dpl-all", rings, 0)),
+        "metrics": measure(lambda s: metrics.text(metrics.exposition(database, 0))),
+        "failed": measure(lambda s: member_list("dpl-all", s, actor, state=DeviceState.FAILED, ring=None)),
+        "disabled": measure(lambda s: device_list(s, actor, disabled=True)),
+        "of none": measure(lambda s: compliance.devices(s, actor, policy="pol-none", state=None)),
+        "no event": measure(lambda s: compliance.events(s, actor, kind="device.integrity")),
     }
+
+
+def slow(database: Database, url: str) -> dict[str, float]:
+    """Seconds (and MiB that the process grew by) of what looks at every device: found beside the requests, and kept."""
+    from midflight.server.api.reports import _truths
+    from midflight.server.domain.calendar import Calendar
+    from midflight.server.outputs import curves, metrics, reports, vex
+    from midflight.server.preview import preview
+
+    now = datetime.now(UTC)
+    with database.read() as session:
+        fleet = FleetCache().get(session)
+    contents = list(fleet.catalogue.contents.values())
+
+    asked: dict[str, Callable[[Any], object]] = {
+        "report": lambda s: reports.report(s, contents, now - timedelta(days=365), now),
+        "silent": metrics.count_silent,
+        "history": lambda s: curves.compliance_history(s, now, timedelta(days=30)),
+        "coverage": lambda s: curves.coverage_curve(s, contents, "CVE-2026-1", "p"),
+        "VEX": lambda s: vex.document(_truths(s, fleet), "fleet", url, now),
+        "preview": lambda s: preview(s, fleet, contents[0], Calendar(), now),
+    }
+    found = {}
+    for name, ask in asked.items():
+        before = grown()
+        begin = time.perf_counter()
+        with database.read() as session:
+            ask(session)
+        found[f"{name} s"] = time.perf_counter() - begin
+        found[f"{name} MiB"] = grown() - before
+    return found
+
+
+def grown() -> float:
+    """The most memory that this process ever had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -39,7 +39,7 @@ def main() -> None:
 def _taken(published: Published, percent: float) -> float | None:
     """Days from publication until so many per cent of the devices that need it ran it."""
     fixed = [moment(at) for at in published.fixed]
-    found = coverage.milestones(moment(published.at), fixed, published.affected, (percent,))[percent]
+    found = coverage.milestones(moment(published.at), coverage.in_order(fixed), published.affected, (percent,))[percent]
     return None if found is None else found.total_seconds() / 86400
 
 

@@ -273,7 +273,7 @@ def test_before_publishing_it_says_whom_it_takes_off_the_track() -> None:
 @given(st.lists(st.integers(0, 1000), max_size=60), st.integers(0, 20))
 def test_milestones_are_never_earlier_than_the_devices(hours: list[int], open: int) -> None:
     population = len(hours) + open
-    found = coverage.milestones(NOW, [NOW + h * HOUR for h in hours], population)
+    found = coverage.milestones(NOW, coverage.in_order(NOW + h * HOUR for h in hours), population)
     for percent, taken in found.items():
         if taken is None:
             assert not population or len(hours) * 100 < percent * population

@@ -86,7 +86,7 @@ def know(database: Database) -> Callable[..., Known]:
             row = texts | {
                 "id": device.id, "hostname": name, "sequence": 0, "reported": NOW, "integrity_violated": violated,
                 "restart_pending": False, "enrolled": NOW, "disabled": disabled, "policy_id": None, "regroup": False,
-                "version": 1,
+                "hotpatched": False, "version": 1,
             }  # fmt: skip
             session.add(Device(**{key: value for key, value in row.items() if key in columns}))
             session.flush()

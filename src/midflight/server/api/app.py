@@ -20,6 +20,7 @@ from midflight.server.api.headers import SafeHeaders
 from midflight.server.api.turns import Turns
 from midflight.server.checkin.presence import Presence
 from midflight.server.checkin.receive import CheckIns
+from midflight.server.outputs.kept import Kept
 from midflight.server.settings import Settings
 from midflight.server.store import tables  # noqa: F401 - all tables, before the first session
 from midflight.server.store.database import UNAVAILABLE, Database, reason
@@ -70,6 +71,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.database = db
+    app.state.kept = Kept(db)
     app.state.keys = keys.load(settings)
     checkins = CheckIns(db, settings, app.state.keys.signers)
     app.state.checkins = checkins

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from midflight.server import catalogue, preview
 from midflight.server.api.deployments import fleet_of
-from midflight.server.api.deps import Actor, AppSettings, DbSession, require
+from midflight.server.api.deps import Actor, AppSettings, DbSession, kept, require
 from midflight.server.api.editing import check_version, edited, shown
 from midflight.server.api.idempotency import IdempotentRoute
 from midflight.server.api.paging import After, Limit, Page, page
@@ -92,6 +92,8 @@ class ContentEdit(BaseModel):
 class Preview(BaseModel):
     """What deploying content would do."""
 
+    at: datetime
+    """As of then: over a large fleet it is found anew every few minutes."""
     text: str
     off_track: int
     """Devices that leave the hotpatch track."""
@@ -195,15 +197,23 @@ def look_ahead(content: str, request: Request, session: DbSession, _actor: Reade
     """Before it is deployed: whom it takes off the hotpatch track, who must restart, who cannot take it and why."""
     _content(session, content)
     fleet = fleet_of(request, session)
-    found = preview.preview(session, fleet, fleet.catalogue[content], load_calendar(session), datetime.now(UTC))
-    return Preview(
-        text=str(found.off_track),
-        off_track=len(found.off_track.devices),
-        until=found.off_track.until,
-        restarts=found.off_track.restarts,
-        affected=found.affected,
-        by_reason=dict(found.by_reason),
-    )
+    planned = load_calendar(session)
+
+    def find(own: Session) -> Preview:
+        now = datetime.now(UTC)
+        found = preview.preview(own, fleet, fleet.catalogue[content], planned, now)
+        return Preview(
+            at=now,
+            text=str(found.off_track),
+            off_track=len(found.off_track.devices),
+            until=found.off_track.until,
+            restarts=found.off_track.restarts,
+            affected=found.affected,
+            by_reason=dict(found.by_reason),
+        )
+
+    stamps = tuple(fleet.stamps.get(name) for name in ("catalogue", "groups", "policies"))
+    return kept(request, session, ("preview", content, planned, stamps), find)
 
 
 def load_calendar(session: Session) -> Calendar:

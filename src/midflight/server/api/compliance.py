@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from midflight.server.api.deps import Actor, DbSession, require
 from midflight.server.api.paging import After, Limit, Page, page
 from midflight.server.api.scopes import Scope
 from midflight.server.api.views import View, Why, why
 from midflight.server.domain.model import ComplianceState
+from midflight.server.store import tallies
 from midflight.server.store.devices import Device
 from midflight.server.store.events import Event
 from midflight.server.store.policies import Compliance
@@ -63,14 +64,9 @@ class EventView(View):
 @router.get("/compliance")
 def overview(session: DbSession, _actor: Reader, policy: str | None = None) -> Overview:
     """The fleet's (or a policy's) compliance."""
-    query = select(Compliance.state, Compliance.hotpatched, func.count()).group_by(
-        Compliance.state, Compliance.hotpatched
-    )
-    if policy is not None:
-        query = query.where(Compliance.policy_id == policy)
     states: dict[str, int] = {}
     hotpatched = restarted = 0
-    for state, by_hotpatch, count in session.execute(query):
+    for (state, by_hotpatch), count in sorted(tallies.compliance(session, policy).items()):
         states[state] = states.get(state, 0) + count
         if state == ComplianceState.COMPLIANT.value:
             hotpatched += count if by_hotpatch else 0

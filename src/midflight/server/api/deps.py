@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import orjson
 from fastapi import Depends, Request
@@ -17,10 +17,12 @@ from sqlalchemy.orm import Session
 from midflight.server.access import audit
 from midflight.server.api.problems import Problem
 from midflight.server.api.scopes import ALL_SCOPES, Scope
+from midflight.server.outputs.kept import Kept
 from midflight.server.settings import Settings
 from midflight.server.store import meta
 from midflight.server.store.database import Database
 
+T = TypeVar("T")
 BOOTSTRAP_PREFIX = "mfb_"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _BOOTSTRAP_HASH = "bootstrap_token_sha256"
@@ -72,6 +74,17 @@ def get_session(request: Request, database: Annotated[Database, Depends(get_data
     else:
         with database.write() as session:
             yield session
+
+
+def kept(request: Request, session: Session, question: Hashable, find: Callable[[Session], T]) -> T:
+    """The answer to a question that may take long over a large fleet (midflight.server.outputs.kept). The request's own
+    session is closed: its connection is for others meanwhile.
+
+    Args:
+        question: what is asked, with all that the answer depends on besides the database.
+    """
+    session.close()
+    return cast(Kept, request.app.state.kept).get(question, find)
 
 
 # "function": ended when the route returns, before the response is sent. What was answered is in the database.

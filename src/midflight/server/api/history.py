@@ -7,8 +7,9 @@ from typing import Annotated, cast
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
+from sqlalchemy.orm import Session
 
-from midflight.server.api.deps import Actor, DbSession, require
+from midflight.server.api.deps import Actor, DbSession, kept, require
 from midflight.server.api.problems import not_found
 from midflight.server.api.scopes import Scope
 from midflight.server.checkin.receive import CheckIns
@@ -40,13 +41,18 @@ class CoverageCurve(BaseModel):
 
 @router.get("/compliance/history")
 def compliance_history(
+    request: Request,
     session: DbSession,
     _actor: Annotated[Actor, require(Scope.COMPLIANCE_READ)],
     days: Annotated[int, Query(ge=1, le=400)] = 30,
     policy: str | None = None,
 ) -> list[StandingPoint]:
     """Devices by compliance, each time at which something had changed."""
-    found = curves.compliance_history(session, datetime.now(UTC), timedelta(days=days), policy)
+
+    def find(own: Session) -> list[curves.Standing]:
+        return curves.compliance_history(own, datetime.now(UTC), timedelta(days=days), policy)
+
+    found = kept(request, session, ("history", days, policy), find)
     return [StandingPoint(at=point.at, states=point.states) for point in found]
 
 
@@ -59,13 +65,12 @@ def coverage(
     packages = sorted({content.package for content in contents if any(each.id == cve for each in content.cves)})
     if not packages:
         raise not_found("content that fixes", cve)
-    return [
-        CoverageCurve(
-            package=package,
-            points=[
-                CoveragePoint(at=point.at, devices=point.devices)
-                for point in curves.coverage_curve(session, contents, cve, package)
-            ],
-        )
-        for package in packages
-    ]
+
+    def find(own: Session) -> list[CoverageCurve]:
+        found = [(package, curves.coverage_curve(own, contents, cve, package)) for package in packages]
+        return [
+            CoverageCurve(package=package, points=[CoveragePoint(at=point.at, devices=point.devices) for point in line])
+            for package, line in found
+        ]
+
+    return kept(request, session, ("coverage", cve), find)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from midflight.errors import InputError
@@ -19,7 +19,7 @@ from midflight.server.api.problems import Problem, not_found
 from midflight.server.api.scopes import Scope
 from midflight.server.api.views import View
 from midflight.server.domain import rings, windows
-from midflight.server.store import events, invalidate, meta
+from midflight.server.store import events, invalidate, meta, tallies
 from midflight.server.store.base import new_id
 from midflight.server.store.devices import Device, Group
 from midflight.server.store.documents import PolicyDocument
@@ -132,7 +132,7 @@ def one(policy: str, request: Request, response: Response, session: DbSession, _
     """One policy."""
     row = policy_row(session, policy)
     shown(request, response, row)
-    count = session.scalar(select(func.count()).select_from(Device).where(Device.policy_id == policy)) or 0
+    count = tallies.devices(session, policy).total()
     return PolicyFull(**PolicyView.model_validate(row).model_dump(), devices=count)
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from midflight.errors import InputError, MidflightError
+from midflight.server.outputs.kept import StillCounting
 from midflight.server.store.database import DatabaseError, reason
 from midflight.trust.errors import CertificateRefused, RequestRefused, TrustError
 
@@ -101,6 +102,10 @@ def install(app: FastAPI) -> None:
         # what the person reads is all they need; whoever looks after the server needs the reason as well
         _log.warning("%s %s: the database does not answer: %s", request.method, request.url.path, reason(error))
         return problem_response(503, "unavailable", "the database does not answer; try again", {"Retry-After": "5"})
+
+    @app.exception_handler(StillCounting)
+    async def counting(_request: Request, error: StillCounting) -> Response:
+        return problem_response(503, "still-counting", str(error), {"Retry-After": "5"})
 
     @app.exception_handler(DataError)
     async def unstorable(_request: Request, _error: DataError) -> Response:

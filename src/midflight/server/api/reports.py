@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from midflight.server.api.deps import Actor, AppSettings, DbSession, require
+from midflight.server.api.deps import Actor, AppSettings, DbSession, kept, require
 from midflight.server.api.problems import not_found
 from midflight.server.api.scopes import Scope
 from midflight.server.checkin.receive import CheckIns
@@ -38,9 +38,13 @@ def fleet_report(
     days: Annotated[int, Query(ge=1, le=3650, description="failures and savings of so many days")] = 365,
 ) -> Response:
     """Coverage of each CVE and how fast it came, what hotpatching saved, and what failed."""
-    now = datetime.now(UTC)
-    fleet = _fleet(request, session)
-    found = reports.report(session, list(fleet.catalogue.contents.values()), now - timedelta(days=days), now)
+    contents = list(_fleet(request, session).catalogue.contents.values())
+
+    def find(own: Session) -> reports.Report:
+        now = datetime.now(UTC)
+        return reports.report(own, contents, now - timedelta(days=days), now)
+
+    found = kept(request, session, ("report", days), find)
     if format == "csv":
         name = f'attachment; filename="midflight-{table}.csv"'
         return Response(reportpage.table(found, table), 200, {"Content-Disposition": name}, "text/csv; charset=utf-8")
@@ -57,8 +61,12 @@ def fleet_vex(
     _actor: Annotated[Actor, require(Scope.REPORTS_READ)],
 ) -> Response:
     """CSAF VEX over all devices: what is fixed in memory, and what is vulnerable on disk."""
-    truths = _truths(session, _fleet(request, session))
-    return _vex(vex.document(truths, "fleet", settings.public_url, datetime.now(UTC)))
+    fleet = _fleet(request, session)
+
+    def find(own: Session) -> bytes:
+        return _vex(vex.document(_truths(own, fleet), "fleet", settings.public_url, datetime.now(UTC)))
+
+    return Response(kept(request, session, "vex", find), 200, media_type="application/json")
 
 
 @router.get("/devices/{id}/vex")
@@ -71,7 +79,8 @@ def device_vex(
 ) -> Response:
     """CSAF VEX of one device."""
     truth = _truth(request, session, id)
-    return _vex(vex.document([truth], truth.hostname or id, settings.public_url, datetime.now(UTC)))
+    document = vex.document([truth], truth.hostname or id, settings.public_url, datetime.now(UTC))
+    return Response(_vex(document), 200, media_type="application/json")
 
 
 @router.get("/devices/{id}/oval")
@@ -110,8 +119,9 @@ def _truths(session: Session, fleet: Fleet) -> Iterator[DeviceTruth]:
             return
         for place in load_places(session, ids, fleet).values():
             yield of_device(place.device, contents)
+        session.expunge_all()
         last = ids[-1]
 
 
-def _vex(document: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(document, option=orjson.OPT_INDENT_2), 200, media_type="application/json")
+def _vex(document: dict[str, Any]) -> bytes:
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2)

@@ -98,6 +98,7 @@ def state(session: Session, device: Device, reported: State, digest: str, now: d
 
 def patches(session: Session, device: Device, reported: State, content_ids: Mapping[str, str]) -> None:
     """The hotpatches that run, one row each."""
+    device.hotpatched = bool(reported.patches)
     wanted = {(p.sha256, p.build_id): p for p in reported.patches}
     rows = session.scalars(select(DevicePatch).where(DevicePatch.device_id == device.id)).all()
     for row in rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
@@ -11,23 +11,37 @@ MILESTONES = (50, 90, 99)
 
 
 def milestones(
-    published: datetime, fixed: Iterable[datetime], population: int, percents: Sequence[float] = MILESTONES
+    published: datetime,
+    fixed: Callable[[int], datetime | None],
+    population: int,
+    percents: Sequence[float] = MILESTONES,
 ) -> dict[float, timedelta | None]:
     """From publication until so many per cent of a population were fixed; None: not reached.
 
     Args:
         published: of the content.
-        fixed: when each fixed device first ran the fix. Times before the publication count as zero.
+        fixed: when so many devices (from 1) first ran the fix, in order of time; None: not so many did. Times before
+            the publication count as zero.
         population: all devices that need it, those that are stale and silent too.
         percents: which.
     """
-    times = sorted(fixed)
     result: dict[float, timedelta | None] = {}
     for percent in percents:
-        needed = ceil(population * percent / 100)
-        reached = 0 < needed <= len(times)
-        result[percent] = max(timedelta(0), times[needed - 1] - published) if reached else None
+        needed = needed_for(percent, population)
+        at = fixed(needed) if needed else None
+        result[percent] = max(timedelta(0), at - published) if at else None
     return result
+
+
+def needed_for(percent: float, population: int) -> int:
+    """Devices that are so many per cent of a population."""
+    return ceil(population * percent / 100)
+
+
+def in_order(fixed: Iterable[datetime]) -> Callable[[int], datetime | None]:
+    """For :func:`milestones`, when the time of each fixed device is at hand."""
+    times = sorted(fixed)
+    return lambda number: times[number - 1] if 0 < number <= len(times) else None
 
 
 @dataclass(frozen=True, slots=True)

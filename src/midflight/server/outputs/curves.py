@@ -14,8 +14,10 @@ from sqlalchemy import BigInteger, Integer, cast, func, select, type_coerce
 from sqlalchemy.orm import Session
 
 from midflight.server.domain.model import ComplianceState, Content
+from midflight.server.outputs.reports import first_applied
+from midflight.server.store import tallies
 from midflight.server.store.base import Instant, to_micros
-from midflight.server.store.devices import Device, Outcome
+from midflight.server.store.devices import Device
 from midflight.server.store.policies import Compliance, ComplianceChange
 
 STEPS = 180
@@ -46,12 +48,9 @@ def compliance_history(session: Session, now: datetime, length: timedelta, polic
     first = session.scalar(select(func.min(Device.enrolled, type_=Instant())))
     begin = max(now - length, (first or now) - timedelta(minutes=2))  # a young fleet fills its chart
     step = max(timedelta(seconds=10), (now - begin) / STEPS)
-    today = select(Compliance.state, func.count()).group_by(Compliance.state)
-    if policy is not None:
-        today = today.where(Compliance.policy_id == policy)
     counts: Counter[str] = Counter()
-    for state, count in session.execute(today):
-        counts[state] = count
+    for (state, _hotpatched), count in tallies.compliance(session, policy).items():
+        counts[state] += count
     changes = _changes(session, begin, step, policy)
     arrivals = _arrivals(session, begin, step, policy)
     points = [Standing(now, _some(counts))]
@@ -109,13 +108,9 @@ def coverage_curve(session: Session, contents: Sequence[Content], cve: str, pack
         return []
     first = min(fixes, key=lambda content: (content.sequence, content.published))
     ids = [content.id for content in of_package if content.sequence >= first.sequence]
-    rows = session.scalars(
-        select(func.min(Outcome.received, type_=Instant()))
-        .join(Device, Device.id == Outcome.device_id)
-        .where(Device.disabled.is_(None), Outcome.content_id.in_(ids), Outcome.result == "applied")
-        .group_by(Outcome.device_id)
-    )
-    times = sorted(at for at in rows if at is not None)
-    every = max(1, len(times) // STEPS)
-    marks = [Covered(at, number) for number, at in enumerate(times, 1) if number % every == 0 or number == len(times)]
-    return [Covered(first.published, 0), *marks]
+    times = first_applied(ids)
+    total = session.scalar(select(func.count()).select_from(times)) or 0
+    every = max(1, total // STEPS)
+    some = select(times.c.at, times.c.number).where((times.c.number % every == 0) | (times.c.number == total))
+    marks = session.execute(some.order_by(times.c.number))
+    return [Covered(first.published, 0), *(Covered(at, number) for at, number in marks)]

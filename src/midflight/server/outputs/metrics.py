@@ -1,12 +1,11 @@
-"""Prometheus metrics: a few grouped counts of the database, kept for some seconds, in the text format.
+"""Prometheus metrics: counts that are kept (midflight.server.store.tallies), in the text format.
 
 All of them are gauges of the fleet as a whole, the same from every API process; scrape one of them.
 """
 
 from __future__ import annotations
 
-import threading
-import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,23 +19,21 @@ from sqlalchemy.orm import Session
 
 from midflight import __version__
 from midflight.server.outputs.tables import Webhook, WebhookDelivery
+from midflight.server.store import tallies
 from midflight.server.store.database import Database
-from midflight.server.store.devices import Device, DevicePatch, Outcome, Presence
+from midflight.server.store.devices import Presence
 from midflight.server.store.events import Event
-from midflight.server.store.policies import Compliance, Deployment
+from midflight.server.store.policies import Deployment
 
-KEPT_S = 10.0
 _DAY = timedelta(days=1)
 
 
 class Fleet(Collector):
-    """Counts what the database knows, at most every ten seconds however often it is scraped."""
+    """What the database knows."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, silent: int) -> None:
         self._database = database
-        self._lock = threading.Lock()
-        self._found: list[GaugeMetricFamily] = []
-        self._at = float("-inf")
+        self._silent = silent
 
     def describe(self) -> list[GaugeMetricFamily]:
         """Nothing: that the registry need not ask the database when it is made."""
@@ -44,20 +41,15 @@ class Fleet(Collector):
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """The metrics."""
-        with self._lock:
-            if time.monotonic() - self._at > KEPT_S:
-                with self._database.read() as session:
-                    self._found = list(_count(session, datetime.now(UTC)))
-                self._at = time.monotonic()
-            return self._found
+        with self._database.read() as session:
+            return list(_count(session, self._silent))
 
 
-def exposition(database: Database) -> tuple[CollectorRegistry, Fleet]:
-    """A registry with the fleet's metrics."""
+def exposition(database: Database, silent: int) -> CollectorRegistry:
+    """A registry with the fleet's metrics; ``silent``: see :func:`count_silent`."""
     registry = CollectorRegistry()
-    fleet = Fleet(database)
-    registry.register(fleet)
-    return registry, fleet
+    registry.register(Fleet(database, silent))
+    return registry
 
 
 def text(registry: CollectorRegistry) -> bytes:
@@ -65,37 +57,35 @@ def text(registry: CollectorRegistry) -> bytes:
     return generate_latest(registry)
 
 
-def _count(session: Session, now: datetime) -> Iterable[GaugeMetricFamily]:
+def _count(session: Session, silent: int) -> Iterable[GaugeMetricFamily]:
     yield _family("midflight_build_info", "Version of the server.", ["version"], [(__version__, 1)])
-    enabled = select(func.count()).select_from(Device)
-    yield _one(
-        "midflight_devices",
-        "Devices that are enrolled and not disabled.",
-        session,
-        enabled.where(Device.disabled.is_(None)),
+    devices = tallies.devices(session)
+
+    def those(word: str) -> int:
+        return sum(count for words, count in devices.items() if word in words)
+
+    enabled = devices.total() - those("disabled")
+    yield _number("midflight_devices", "Devices that are enrolled and not disabled.", enabled)
+    yield _number("midflight_devices_silent_day", "Devices not seen for a day.", silent)
+    yield _number(
+        "midflight_devices_integrity_violated", "Devices whose code memory is not explained.", those("violated")
     )
-    silent = select(func.count()).select_from(Presence).where(Presence.last_seen < now - _DAY)
-    yield _one("midflight_devices_silent_day", "Devices not seen for a day.", session, silent)
-    violated = enabled.where(Device.integrity_violated)
-    yield _one("midflight_devices_integrity_violated", "Devices whose code memory is not explained.", session, violated)
-    waiting = enabled.where(Device.restart_pending)
-    yield _one(
-        "midflight_devices_restart_pending", "Devices that wait for a restart into a baseline.", session, waiting
+    yield _number(
+        "midflight_devices_restart_pending", "Devices that wait for a restart into a baseline.", those("restart")
     )
-    yield _grouped("midflight_compliance_devices", "Devices by compliance.", session, ["state"], Compliance.state)
+    compliance: Counter[str] = Counter()
+    for (state, _hotpatched), count in tallies.compliance(session).items():
+        compliance[state] += count
+    yield _family("midflight_compliance_devices", "Devices by compliance.", ["state"], sorted(compliance.items()))
     yield _grouped(
         "midflight_deployments", "Deployments by effective state and reason.", session, ["state", "reason"],
         Deployment.effective, Deployment.reason,
     )  # fmt: skip
-    yield _grouped(
-        "midflight_outcomes", "Outcomes of actions on devices, by result.", session, ["result"], Outcome.result
-    )
-    stopped = select(func.coalesce(func.sum(DevicePatch.stopped_us), 0) / 1_000_000.0)
-    yield _one(
-        "midflight_stopped_seconds", "Time that processes stood still for the patches that run now.", session, stopped
-    )
-    patched = select(func.count(func.distinct(DevicePatch.device_id)))
-    yield _one("midflight_devices_hotpatched", "Devices with a hotpatch in memory.", session, patched)
+    outcomes = sorted(tallies.outcomes(session).items())
+    yield _family("midflight_outcomes", "Outcomes of actions on devices, by result.", ["result"], outcomes)
+    stopped = tallies.stopped_us(session) / 1e6
+    yield _number("midflight_stopped_seconds", "Time that processes stood still for the patches that run now.", stopped)
+    yield _number("midflight_devices_hotpatched", "Devices with a hotpatch in memory.", those("hotpatched"))
     outbox = select(func.count()).select_from(Event).where(Event.dispatched.is_(None))
     yield _one("midflight_events_waiting", "Events that nobody has taken yet.", session, outbox)
     due = select(func.count()).select_from(WebhookDelivery).where(WebhookDelivery.due.is_not(None))
@@ -104,8 +94,18 @@ def _count(session: Session, now: datetime) -> Iterable[GaugeMetricFamily]:
     yield _one("midflight_webhooks_disabled", "Webhooks that are disabled.", session, off)
 
 
+def count_silent(session: Session) -> int:
+    """Devices that were not seen for a day: of all that is shown, this alone looks at every device."""
+    silent = select(func.count()).select_from(Presence).where(Presence.last_seen < datetime.now(UTC) - _DAY)
+    return session.scalar(silent) or 0
+
+
 def _one(name: str, text: str, session: Session, statement: Any) -> GaugeMetricFamily:
-    return _family(name, text, [], [(float(session.scalar(statement) or 0),)])
+    return _number(name, text, session.scalar(statement) or 0)
+
+
+def _number(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return _family(name, text, [], [(value,)])
 
 
 def _grouped(name: str, text: str, session: Session, labels: Sequence[str], *columns: Any) -> GaugeMetricFamily:

@@ -5,24 +5,27 @@ Counted by the database over indexes, so that it stays cheap with many devices. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, func, or_, select
+from sqlalchemy import ColumnElement, Select, Subquery, case, func, or_, select
 from sqlalchemy.orm import Session
 
-from midflight.server.domain.coverage import Hotpatching, Saved, milestones, saved
+from midflight.server.domain.coverage import MILESTONES, Hotpatching, Saved, milestones, needed_for, saved
 from midflight.server.domain.model import ComplianceState, Content, ContentKind, Cve
 from midflight.server.domain.reasons import Reason
+from midflight.server.store import tallies
 from midflight.server.store.base import Instant
 from midflight.server.store.catalogue import Content as ContentRow
 from midflight.server.store.devices import Device, DeviceImage, DevicePatch, Image, Outcome
-from midflight.server.store.policies import Compliance
 
 _FAILURES = ("failed", "revert_failed", "refused")
 _HEALTH = ("health_failed", "crashed")
+_CHUNK = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +111,13 @@ def report(session: Session, contents: Sequence[Content], since: datetime, now: 
 
 
 def _standing(session: Session) -> Standing:
-    rows = session.execute(
-        select(Compliance.state, Compliance.hotpatched, func.count())
-        .join(Device, Device.id == Compliance.device_id)
-        .where(Device.disabled.is_(None))
-        .group_by(Compliance.state, Compliance.hotpatched)
-    ).all()
-    total = session.scalar(select(func.count()).select_from(Device).where(Device.disabled.is_(None))) or 0
-    counts = {(state, bool(hotpatched)): int(count) for state, hotpatched, count in rows}
+    # a disabled device is never compliant, but for the moment until it is judged anew
+    total = sum(count for words, count in tallies.devices(session).items() if "disabled" not in words)
+    counts = tallies.compliance(session)
     compliant, grace = ComplianceState.COMPLIANT.value, ComplianceState.IN_GRACE.value
     hotpatched, restarted = counts.get((compliant, True), 0), counts.get((compliant, False), 0)
     in_grace = counts.get((grace, True), 0) + counts.get((grace, False), 0)
-    return Standing(hotpatched, restarted, in_grace, total - hotpatched - restarted - in_grace)
+    return Standing(hotpatched, restarted, in_grace, max(0, total - hotpatched - restarted - in_grace))
 
 
 # -- coverage
@@ -167,7 +165,7 @@ def _cve(session: Session, contents: Sequence[Content], package: str, cve: str) 
         population,
         _distinct(session, hotpatched),
         _distinct(session, restarted),
-        milestones(first.published, _first_applied(session, ids), population),
+        _milestones(session, first.published, ids, population),
     )
 
 
@@ -185,15 +183,29 @@ def _distinct(session: Session, devices: Select[Any]) -> int:
     return session.scalar(select(func.count()).select_from(rows)) or 0
 
 
-def _first_applied(session: Session, contents: Sequence[str]) -> list[datetime]:
+def first_applied(contents: Sequence[str]) -> Subquery:
+    """For each device that has run one of the contents, when that was first (``at``), and how many had by then
+    (``number``)."""
     first = func.min(Outcome.received, type_=Instant())
-    statement = (
-        select(first)
+    return (
+        select(
+            first.label("at"),
+            func.row_number().over(order_by=first).label("number"),
+        )
         .join(Device, Device.id == Outcome.device_id)
         .where(Device.disabled.is_(None), Outcome.content_id.in_(contents), Outcome.result == "applied")
         .group_by(Outcome.device_id)
+        .subquery()
     )
-    return [moment for moment in session.scalars(statement) if moment is not None]
+
+
+def _milestones(
+    session: Session, published: datetime, contents: Sequence[str], population: int
+) -> dict[float, timedelta | None]:
+    ranks = {percent: needed_for(percent, population) for percent in MILESTONES}
+    times = first_applied(contents)
+    found = dict(session.execute(select(times.c.number, times.c.at).where(times.c.number.in_(ranks.values()))).all())
+    return milestones(published, found.get, population)
 
 
 # -- what it saved
@@ -201,8 +213,6 @@ def _first_applied(session: Session, contents: Sequence[str]) -> list[datetime]:
 
 def _saved(session: Session, contents: Sequence[Content], since: datetime, now: datetime) -> Saved:
     kinds = {content.id: (content.kind, content.package, content.sequence) for content in contents}
-    ends: dict[tuple[str, str], list[tuple[int, datetime]]] = {}
-    begins: list[tuple[str, str, datetime]] = []
     rows = session.execute(
         select(
             Outcome.device_id,
@@ -212,26 +222,36 @@ def _saved(session: Session, contents: Sequence[Content], since: datetime, now: 
         )
         .where(Outcome.received >= since, Outcome.result.in_(("applied", "reverted")), Outcome.content_id.is_not(None))
         .group_by(Outcome.device_id, Outcome.content_id, Outcome.result)
-    ).all()
-    for device, content, result, at in rows:
-        if content is None or content not in kinds:
+        .order_by(Outcome.device_id),
+        execution_options={"yield_per": _CHUNK},
+    )
+    devices = groupby((tuple(row) for row in rows), key=itemgetter(0))
+    found = saved((each for _device, of_one in devices for each in _hotpatchings(list(of_one), kinds)), now)
+    stopped = select(func.coalesce(func.sum(Outcome.stopped_us), 0)).where(Outcome.received >= since)
+    return Saved(found.exposure_hours, found.restarts, int(session.scalar(stopped) or 0) / 1000)
+
+
+def _hotpatchings(
+    rows: Sequence[tuple[Any, ...]], kinds: Mapping[str, tuple[ContentKind, str, int]]
+) -> Iterator[Hotpatching]:
+    """Those of one device."""
+    ends: dict[str, list[tuple[int, datetime]]] = {}
+    begins: list[tuple[str, datetime]] = []
+    for _device, content, result, at in rows:
+        if content not in kinds:
             continue
         kind, package, sequence = kinds[content]
         if kind is ContentKind.HOTPATCH and result == "applied":
-            begins.append((device, content, at))
+            begins.append((content, at))
         elif kind is ContentKind.BASELINE:
-            ends.setdefault((device, package), []).append((sequence, at))  # a restart into a baseline ends it
+            ends.setdefault(f"package {package}", []).append((sequence, at))  # a restart into a baseline ends it
         else:
-            ends.setdefault((device, content), []).append((-1, at))  # so does a revert
-    hotpatchings = []
-    for device, content, at in begins:
+            ends.setdefault(content, []).append((-1, at))  # so does a revert
+    for content, at in begins:
         _kind, package, sequence = kinds[content]
-        later = [end for bound, end in ends.get((device, package), []) if bound >= sequence and end > at]
-        later += [end for _bound, end in ends.get((device, content), []) if end > at]
-        hotpatchings.append(Hotpatching(at, min(later, default=None)))
-    found = saved(hotpatchings, now)
-    stopped = select(func.coalesce(func.sum(Outcome.stopped_us), 0)).where(Outcome.received >= since)
-    return Saved(found.exposure_hours, found.restarts, int(session.scalar(stopped) or 0) / 1000)
+        later = [end for bound, end in ends.get(f"package {package}", []) if bound >= sequence and end > at]
+        later += [end for _bound, end in ends.get(content, []) if end > at]
+        yield Hotpatching(at, min(later, default=None))
 
 
 def _failures(session: Session, since: datetime) -> list[FailureLine]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Integer, text
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from midflight.server.store.base import Base
@@ -39,6 +39,14 @@ class Device(Base):
         Index("ix_device_hostname", "hostname", "id"),
         Index("ix_device_machine", "machine_id"),
         Index("ix_device_policy", "policy_id", "id"),
+        Index("ix_device_enrolled", "enrolled"),
+        Index(
+            "ix_device_disabled",
+            "hostname",
+            "id",
+            postgresql_where=text("disabled IS NOT NULL"),
+            sqlite_where=text("disabled IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -63,6 +71,8 @@ class Device(Base):
     """When state or inventory changed last."""
     integrity_violated: Mapped[bool]
     restart_pending: Mapped[bool]
+    hotpatched: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Some hotpatch runs on it."""
     enrolled: Mapped[datetime]
     lifted: Mapped[list[str]]
     """sha256 of content whose bar on this device a person lifted; the device hears of it and forgets the bar."""

@@ -30,6 +30,7 @@ class Event(Base):
             sqlite_where=text("dispatched IS NULL"),
         ),
         Index("ix_event_subject", "subject", "id"),
+        Index("ix_event_kind", "kind", "id"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)

@@ -152,6 +152,7 @@ class Compliance(Base):
     __tablename__ = "compliance"
     __table_args__ = (
         Index("ix_compliance_state", "state", "policy_id"),
+        Index("ix_compliance_policy", "policy_id", "device_id"),
         Index("ix_compliance_until", "until"),
         Index("ix_compliance_due", "due"),
     )
@@ -175,6 +176,7 @@ class ComplianceChange(Base):
     """A change of a device's compliance: the history."""
 
     __tablename__ = "compliance_change"
+    __table_args__ = (Index("ix_compliance_change_at", "at"),)
 
     device_id: Mapped[str] = mapped_column(ForeignKey("device.id"), primary_key=True)
     at: Mapped[datetime] = mapped_column(primary_key=True)

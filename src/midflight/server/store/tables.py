@@ -2,6 +2,6 @@
 
 from midflight.server.access import tables as access
 from midflight.server.outputs import tables as outputs
-from midflight.server.store import catalogue, devices, events, meta, policies
+from midflight.server.store import catalogue, devices, events, meta, policies, tallies
 
-ALL = (access, catalogue, devices, events, meta, outputs, policies)
+ALL = (access, catalogue, devices, events, meta, outputs, policies, tallies)

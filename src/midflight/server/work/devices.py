@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from midflight.server.checkin.standing import load_device, settle
@@ -201,8 +201,3 @@ def _write(session: Session, row: Compliance, found: rules.Compliance, place: Pl
     if before[0] != after[0]:
         events.publish(session, "compliance.changed", data, subject=row.device_id, at=now)
     return True
-
-
-def count_waiting(session: Session) -> int:
-    """Devices whose groups wait to be looked for again."""
-    return session.scalar(select(func.count()).select_from(Answer).where(Answer.regroup)) or 0

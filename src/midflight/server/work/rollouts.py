@@ -18,7 +18,7 @@ from midflight.server.domain import model as m
 from midflight.server.domain import offers, rings, rollout
 from midflight.server.domain.reasons import Reason
 from midflight.server.store import convert, events, invalidate, meta
-from midflight.server.store.base import from_micros
+from midflight.server.store import tallies as counts
 from midflight.server.store.bulk import load_places
 from midflight.server.store.database import Database
 from midflight.server.store.devices import DevicePatch, GroupMember, Presence
@@ -188,19 +188,12 @@ def tallies(session: Session, id: str, rings: Sequence[m.Ring], current: int) ->
     count = len(rings)
     states: list[dict[m.DeviceState, int]] = [{} for _ in range(count)]
     sampled: list[datetime | None] = [None] * count
-    query = (
-        select(Membership.ring, Membership.state, func.count(), func.max(Membership.since))
-        .where(Membership.deployment_id == id, Membership.ring.is_not(None))
-        .group_by(Membership.ring, Membership.state)
-    )
-    for ring, state, number, since in session.execute(query):
-        if ring is None or ring >= count:
+    for (ring, state), number in sorted(counts.members(session, id).items()):
+        if ring >= count:
             continue
         states[ring][m.DeviceState(state)] = number
         if state == m.DeviceState.APPLIED.value:
-            last = since if isinstance(since, datetime) else from_micros(since)
-            sample = rings[ring].gate.min_sample
-            sampled[ring] = last if number <= sample else _success(session, id, ring, sample)
+            sampled[ring] = _success(session, id, ring, min(number, rings[ring].gate.min_sample))
     found = [m.RingTally(one, at) for one, at in zip(states, sampled, strict=True)]
     if current < count and (applied := found[current].count(m.DeviceState.APPLIED)):
         needed = min(applied, rings[current].gate.min_sample)

@@ -51,6 +51,7 @@ TASKS: tuple[Task, ...] = (
     Task("advance", timedelta(seconds=5), lambda c, now: rollouts.advance_all(c.database, c.fleet, now)),
     Task("silence", timedelta(seconds=30), lambda c, now: devices.mark_silence(c.database, c.fleet, now)),
     Task("compliance", timedelta(seconds=10), lambda c, now: devices.evaluate_compliance(c.database, c.fleet, now)),
+    Task("fold", timedelta(seconds=10), lambda c, now: upkeep.fold(c.database)),
     Task("repository", timedelta(minutes=5), lambda c, now: upkeep.renew_repository(c.settings, now)),
     Task("prune", timedelta(hours=1), lambda c, now: upkeep.prune(c.database, c.settings, now)),
 )  # fmt: skip

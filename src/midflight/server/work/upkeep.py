@@ -9,7 +9,7 @@ from sqlalchemy import text
 from midflight.server import catalogue, deployments
 from midflight.server.repository import published_catalog, renew
 from midflight.server.settings import Settings
-from midflight.server.store import meta
+from midflight.server.store import meta, tallies
 from midflight.server.store.base import to_micros
 from midflight.server.store.database import Database
 from midflight.server.store.fleet import FleetCache
@@ -74,6 +74,17 @@ def claim_task(session: object, name: str, now: datetime, every: timedelta) -> b
 def renew_repository(settings: Settings, now: datetime) -> datetime | None:
     """Sign the repository's timestamp and snapshot anew where that is due. Returns when to call again."""
     return renew(settings, now)
+
+
+def fold(database: Database) -> int:
+    """Bring the counts that are kept into few rows; returns how many rows went."""
+    count = 0
+    while True:
+        with database.write() as session:
+            done = tallies.fold(session)
+        count += done
+        if done < tallies.FOLDED_AT_ONCE:
+            return count
 
 
 def prune(database: Database, settings: Settings, now: datetime) -> int:
