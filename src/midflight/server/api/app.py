@@ -17,6 +17,7 @@ from midflight.server import keys
 from midflight.server.api import ROUTERS, problems
 from midflight.server.api.device import CheckInGate
 from midflight.server.api.headers import SafeHeaders
+from midflight.server.api.retry import RetryLost
 from midflight.server.api.turns import Turns
 from midflight.server.checkin.presence import Presence
 from midflight.server.checkin.receive import CheckIns
@@ -75,6 +76,7 @@ def create_app(settings: Settings, database: Database | None = None) -> FastAPI:
     app.state.keys = keys.load(settings)
     checkins = CheckIns(db, settings, app.state.keys.signers)
     app.state.checkins = checkins
+    app.add_middleware(RetryLost)
     app.add_middleware(Turns)
     app.add_middleware(SafeHeaders, public_url=settings.public_url)
     app.add_middleware(CheckInGate, checkins=checkins, settings=settings)

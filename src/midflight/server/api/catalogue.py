@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from midflight.server import catalogue, preview
 from midflight.server.api.deployments import fleet_of
-from midflight.server.api.deps import Actor, AppSettings, DbSession, kept, require
+from midflight.server.api.deps import Actor, AppSettings, DbSession, get_database, is_large, kept, require
 from midflight.server.api.editing import check_version, edited, shown
 from midflight.server.api.idempotency import IdempotentRoute
 from midflight.server.api.paging import After, Limit, Page, page
@@ -22,6 +22,7 @@ from midflight.server.api.scopes import Scope
 from midflight.server.api.views import View
 from midflight.server.domain.calendar import Calendar
 from midflight.server.domain.model import ContentKind
+from midflight.server.outputs.kept import apart
 from midflight.server.repository import public_folder, published_catalog
 from midflight.server.store import events, meta
 from midflight.server.store.catalogue import Content, ContentCve, ContentImage
@@ -197,11 +198,12 @@ def look_ahead(content: str, request: Request, session: DbSession, _actor: Reade
     """Before it is deployed: whom it takes off the hotpatch track, who must restart, who cannot take it and why."""
     _content(session, content)
     fleet = fleet_of(request, session)
-    planned = load_calendar(session)
+    planned, large, database = load_calendar(session), is_large(session), get_database(request)
 
     def find(own: Session) -> Preview:
         now = datetime.now(UTC)
-        found = preview.preview(own, fleet, fleet.catalogue[content], planned, now)
+        given = (fleet, fleet.catalogue[content], planned, now)
+        found = apart(database, preview.preview, *given) if large else preview.preview(own, *given)
         return Preview(
             at=now,
             text=str(found.off_track),

@@ -249,7 +249,7 @@ def _ask(
         raise Problem(409, "gone", "the deployment's policy or content is gone")
     now = datetime.now(UTC)
     try:
-        wanted = change(live, rollouts.situation(session, row, live, fleet), now)
+        wanted = change(live, rollouts.situation(session, row, live, fleet, now), now)
     except rollout.RequestRefused as error:
         raise Problem(409, "not-possible", str(error)) from None
     events.publish(session, kind, detail or {}, subject=id, actor=actor.id, at=now)

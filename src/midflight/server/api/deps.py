@@ -19,10 +19,12 @@ from midflight.server.api.problems import Problem
 from midflight.server.api.scopes import ALL_SCOPES, Scope
 from midflight.server.outputs.kept import Kept
 from midflight.server.settings import Settings
-from midflight.server.store import meta
+from midflight.server.store import meta, tallies
 from midflight.server.store.database import Database
 
 T = TypeVar("T")
+LARGE = 2_000
+"""Devices; of fewer, every answer is found anew."""
 BOOTSTRAP_PREFIX = "mfb_"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _BOOTSTRAP_HASH = "bootstrap_token_sha256"
@@ -77,14 +79,22 @@ def get_session(request: Request, database: Annotated[Database, Depends(get_data
 
 
 def kept(request: Request, session: Session, question: Hashable, find: Callable[[Session], T]) -> T:
-    """The answer to a question that may take long over a large fleet (midflight.server.outputs.kept). The request's own
-    session is closed: its connection is for others meanwhile.
+    """The answer to a question that looks at every device: of a large fleet, one that may be some minutes old
+    (midflight.server.outputs.kept).
 
     Args:
         question: what is asked, with all that the answer depends on besides the database.
+        find: finds it, in the session that it gets.
     """
-    session.close()
+    if not is_large(session):
+        return find(session)
+    session.close()  # the connection is for others meanwhile
     return cast(Kept, request.app.state.kept).get(question, find)
+
+
+def is_large(session: Session) -> bool:
+    """Whether the fleet is so large that nobody should look at every device while a person waits."""
+    return tallies.devices(session).total() > LARGE
 
 
 # "function": ended when the route returns, before the response is sent. What was answered is in the database.

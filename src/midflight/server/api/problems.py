@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from midflight.errors import InputError, MidflightError
+from midflight.server.api import retry
 from midflight.server.outputs.kept import StillCounting
 from midflight.server.store.database import DatabaseError, reason
 from midflight.trust.errors import CertificateRefused, RequestRefused, TrustError
@@ -113,6 +114,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(DBAPIError)
     async def database(request: Request, error: DBAPIError) -> Response:
-        if error.connection_invalidated or type(error.orig).__name__ == "OperationalError":
+        retry.note(request.scope, error)
+        if retry.lost(request.scope) or error.connection_invalidated or type(error.orig).__name__ == "OperationalError":
             return await unreachable(request, error)
         raise error

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from midflight.server.api.deps import Actor, AppSettings, DbSession, kept, require
+from midflight.server.api.deps import Actor, AppSettings, DbSession, get_database, is_large, kept, require
 from midflight.server.api.problems import not_found
 from midflight.server.api.scopes import Scope
 from midflight.server.checkin.receive import CheckIns
-from midflight.server.outputs import oval, reportpage, reports, vex
+from midflight.server.outputs import fleetvex, oval, reportpage, reports, vex
+from midflight.server.outputs.fleetvex import fleet_vex
+from midflight.server.outputs.kept import apart
 from midflight.server.outputs.truth import DeviceTruth, of_device
 from midflight.server.store.bulk import load_places
-from midflight.server.store.devices import Device
 from midflight.server.store.fleet import Fleet
 
 router = APIRouter(prefix="/api/v1", tags=["reports"])
 
-_CHUNK = 500
 _POLICY = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
 
 
@@ -54,18 +52,19 @@ def fleet_report(
 
 
 @router.get("/reports/vex")
-def fleet_vex(
+def vex_of_fleet(
     request: Request,
     session: DbSession,
     settings: AppSettings,
     _actor: Annotated[Actor, require(Scope.REPORTS_READ)],
 ) -> Response:
     """CSAF VEX over all devices: what is fixed in memory, and what is vulnerable on disk."""
-    fleet = _fleet(request, session)
+    fleet, large = _fleet(request, session), is_large(session)
 
     def find(own: Session) -> bytes:
-        return _vex(vex.document(_truths(own, fleet), "fleet", settings.public_url, datetime.now(UTC)))
+        return apart(database, fleet_vex, fleet, url) if large else fleet_vex(own, fleet, url)
 
+    database, url = get_database(request), settings.public_url
     return Response(kept(request, session, "vex", find), 200, media_type="application/json")
 
 
@@ -80,7 +79,7 @@ def device_vex(
     """CSAF VEX of one device."""
     truth = _truth(request, session, id)
     document = vex.document([truth], truth.hostname or id, settings.public_url, datetime.now(UTC))
-    return Response(_vex(document), 200, media_type="application/json")
+    return Response(fleetvex.dump(document), 200, media_type="application/json")
 
 
 @router.get("/devices/{id}/oval")
@@ -107,21 +106,3 @@ def _truth(request: Request, session: Session, id: str) -> DeviceTruth:
     if place is None:
         raise not_found("device", id)
     return of_device(place.device, list(fleet.catalogue.contents.values()))
-
-
-def _truths(session: Session, fleet: Fleet) -> Iterator[DeviceTruth]:
-    contents = list(fleet.catalogue.contents.values())
-    last = ""
-    while True:
-        after = select(Device.id).where(Device.id > last, Device.disabled.is_(None)).order_by(Device.id).limit(_CHUNK)
-        ids = list(session.scalars(after))
-        if not ids:
-            return
-        for place in load_places(session, ids, fleet).values():
-            yield of_device(place.device, contents)
-        session.expunge_all()
-        last = ids[-1]
-
-
-def _vex(document: dict[str, Any]) -> bytes:
-    return orjson.dumps(document, option=orjson.OPT_INDENT_2)

@@ -1,17 +1,21 @@
-"""Answers that take long to find, kept for a while: nobody but the very first waits for them.
+"""Answers that look at every device of a large fleet, kept for a while: nobody but the very first waits for them.
 
-What was found in less than ``QUICK_S`` is found anew each time. What takes longer is kept for ``RATIO`` times as long
-as it took (``LONGEST_S`` at most), so that a question costs no more than that share of a processor however often it is
-asked; after that the old answer is still given while a thread finds the new one (docs/adr/0095)."""
+An answer is kept for ``RATIO`` times as long as it took to find (``LONGEST_S`` at most), so that a question costs no
+more than that share of a processor however often it is asked; after that the old answer is still given while a thread
+finds the new one. What works on every device in Python is found :func:`apart`, in a process of its own, as a thread of
+this one would hold up all others (docs/adr/0096)."""
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar, cast
 
 from sqlalchemy.orm import Session
@@ -20,13 +24,12 @@ from midflight.errors import MidflightError
 from midflight.server.store.database import Database
 
 T = TypeVar("T")
-QUICK_S = 0.2
 RATIO = 20.0
 LONGEST_S = 600.0
 WAITING = 4
 """Requests that may wait for a first answer; more would take the threads from everything else."""
 MOST = 64
-"""Answers that are kept, the ones that were asked for least lately go."""
+"""Answers that are kept; those that were asked for least lately go."""
 _log = logging.getLogger(__name__)
 
 
@@ -37,12 +40,7 @@ class StillCounting(MidflightError):
 @dataclass(frozen=True, slots=True)
 class _Answer:
     value: Any
-    found: float
-    took: float
-
-    @property
-    def good(self) -> bool:
-        return time.monotonic() < self.found + min(RATIO * self.took, LONGEST_S)
+    good_until: float
 
 
 class Kept:
@@ -52,15 +50,14 @@ class Kept:
         self._database = database
         self._lock = threading.Lock()
         self._one_at_a_time = threading.Lock()
+        """They are found one after the other, so that they leave the processors and connections to others."""
         self._waiting = threading.BoundedSemaphore(WAITING)
-        """Questions that take long are worked on one after the other, so that they leave the rest of the processors and
-        connections to others."""
         self._answers: OrderedDict[Hashable, _Answer] = OrderedDict()
         self._renewed: set[Hashable] = set()
 
     def get(self, question: Hashable, find: Callable[[Session], T]) -> T:
-        """The answer; ``find`` gets a session to read with, and may run in another thread after this has returned. The
-        caller keeps no connection to the database while it waits.
+        """The answer. ``find`` gets a session to read with, and may run in another thread after this has returned. The
+        caller must hold no connection to the database while it waits.
 
         Raises:
             StillCounting: others wait for answers already.
@@ -69,9 +66,7 @@ class Kept:
         known = self._known(question)
         if known is None:
             known = self._first(question, find)
-        elif known.took < QUICK_S:
-            known = self._find(question, find)
-        elif not known.good:
+        elif time.monotonic() > known.good_until:
             self._renew(question, find)
         return cast(T, known.value)
 
@@ -81,8 +76,7 @@ class Kept:
         try:
             with self._one_at_a_time:
                 # whoever waited for another one with the same question has its answer now
-                known = self._known(question)
-                return known if known is not None and known.took >= QUICK_S else self._find(question, find)
+                return self._known(question) or self._find(question, find)
         finally:
             self._waiting.release()
 
@@ -97,10 +91,10 @@ class Kept:
         begin = time.monotonic()
         with self._database.read() as session:
             value = find(session)
-        answer = _Answer(value, time.monotonic(), time.monotonic() - begin)
+        took = time.monotonic() - begin
+        answer = _Answer(value, time.monotonic() + min(RATIO * took, LONGEST_S))
         with self._lock:
-            # a quick one need not be remembered, but how quick it was
-            self._answers[question] = answer if answer.took >= QUICK_S else _Answer(None, answer.found, answer.took)
+            self._answers[question] = answer
             self._answers.move_to_end(question)
             while len(self._answers) > MOST:
                 self._answers.popitem(last=False)
@@ -123,3 +117,33 @@ class Kept:
                     self._renewed.discard(question)
 
         threading.Thread(target=work, name="kept", daemon=True).start()
+
+
+def apart(database: Database, find: Callable[..., T], *given: Any) -> T:
+    """What ``find(session, *given)`` returns in a process of its own, of low priority, that ends with it. The function
+    (of a module), what it is given and what it returns are pickled.
+
+    Raises:
+        MidflightError: it failed there; the log of this server says how.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    url = database.url.render_as_string(hide_password=False)
+    process = context.Process(target=_apart, args=(there, url, find, given), name="midflight-apart", daemon=True)
+    process.start()
+    there.close()
+    try:
+        return cast(T, here.recv())
+    except EOFError:
+        raise MidflightError(f"{find.__name__} failed in its process; the server's log says why") from None
+    finally:
+        here.close()
+        process.join()
+
+
+def _apart(there: Connection, url: str, find: Callable[..., Any], given: tuple[Any, ...]) -> None:
+    os.nice(10)
+    database = Database(url, 1)
+    with database.read() as session:
+        there.send(find(session, *given))
+    database.close()

@@ -183,8 +183,8 @@ def _write_rings(session: Session, id: str, assigned: Mapping[str, int]) -> None
     invalidate.devices(session, held)
 
 
-def tallies(session: Session, id: str, rings: Sequence[m.Ring], current: int) -> list[m.RingTally]:
-    """How each ring stands; of the current one also when its sample was heard of."""
+def tallies(session: Session, id: str, rings: Sequence[m.Ring], current: int, now: datetime) -> list[m.RingTally]:
+    """How each ring stands; of the current one, when its soak is over, also when its sample was heard of."""
     count = len(rings)
     states: list[dict[m.DeviceState, int]] = [{} for _ in range(count)]
     sampled: list[datetime | None] = [None] * count
@@ -195,9 +195,13 @@ def tallies(session: Session, id: str, rings: Sequence[m.Ring], current: int) ->
         if state == m.DeviceState.APPLIED.value:
             sampled[ring] = _success(session, id, ring, min(number, rings[ring].gate.min_sample))
     found = [m.RingTally(one, at) for one, at in zip(states, sampled, strict=True)]
-    if current < count and (applied := found[current].count(m.DeviceState.APPLIED)):
-        needed = min(applied, rings[current].gate.min_sample)
-        found[current] = replace(found[current], heard=_heard(session, id, current, needed))
+    if current < count and (complete := sampled[current]) is not None:
+        gate = rings[current].gate
+        if (
+            gate.soak and now >= complete + gate.soak
+        ):  # before that nobody waits to hear of them, and it takes a look at all
+            needed = min(found[current].count(m.DeviceState.APPLIED), gate.min_sample)
+            found[current] = replace(found[current], heard=_heard(session, id, current, needed))
     return found
 
 
@@ -230,7 +234,7 @@ def _success(session: Session, id: str, ring: int, number: int) -> datetime | No
     )
 
 
-def situation(session: Session, row: Deployment, live: Live, fleet: Fleet) -> rollout.Situation:
+def situation(session: Session, row: Deployment, live: Live, fleet: Fleet, now: datetime) -> rollout.Situation:
     """What a deployment is judged by."""
     content = live.content
     newer = any(
@@ -254,7 +258,7 @@ def situation(session: Session, row: Deployment, live: Live, fleet: Fleet) -> ro
             or 0
         )
     return rollout.Situation(
-        content, live.policy, tallies(session, row.id, live.policy.rings, row.ring), newer, running
+        content, live.policy, tallies(session, row.id, live.policy.rings, row.ring, now), newer, running
     )
 
 
@@ -273,7 +277,7 @@ def advance(session: Session, row: Deployment, fleet: Fleet, now: datetime) -> b
     live = live_of(session, row, fleet)
     if live is None or row.populated is None:
         return False
-    stands = situation(session, row, live, fleet)
+    stands = situation(session, row, live, fleet, now)
     deployment, transitions = rollout.advance(live.deployment, stands, now)
     _count_rings(session, row, live, stands, deployment, now)
     if deployment == live.deployment:
