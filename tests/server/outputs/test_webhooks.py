@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from ipaddress import ip_address
 from typing import Any
 
@@ -20,7 +21,7 @@ from sqlalchemy import select
 from standardwebhooks import Webhook as Verifier
 
 from midflight.server.outputs import keys, webhooks
-from midflight.server.outputs.backoff import GIVE_UP_AFTER, next_attempt
+from midflight.server.outputs.backoff import GIVE_UP_AFTER, LONGEST_ASKED, asked_wait, next_attempt
 from midflight.server.outputs.destination import DestinationRefused, judge, networks, parse, resolve
 from midflight.server.outputs.keys import OutputKeys
 from midflight.server.outputs.tables import Webhook, WebhookDelivery
@@ -136,6 +137,45 @@ def test_what_fails_is_tried_again_under_the_same_id_and_then_arrives(
     (item,) = admin.get(f"/api/v1/webhooks/{hook['id']}/deliveries").json()["items"]
     assert (item["attempts"], item["status"], item["error"], item["next"]) == (2, 200, "", None)
     assert item["delivered"] is not None
+
+
+@pytest.mark.usefixtures("allowing")
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_a_receiver_that_asks_for_a_pause_gets_it_for_all_that_waits_and_comes(
+    form: str, admin: TestClient, database: Database, output_keys: OutputKeys, receiver: Receiver
+) -> None:
+    make(admin, receiver.url)
+    happen(database)
+    at = datetime.now(UTC) + timedelta(minutes=30)
+    receiver.status = 429
+    receiver.headers["Retry-After"] = "1800" if form == "seconds" else format_datetime(at, usegmt=True)
+    assert round_(database, output_keys).failed == 1
+    receiver.status = 200
+    happen(database)
+    assert round_(database, output_keys, timedelta(minutes=29)) == Delivered(dispatched=1), "nor what is new"
+    assert round_(database, output_keys, timedelta(minutes=31)).delivered == 2
+
+
+@sqlite
+@pytest.mark.usefixtures("allowing")
+@pytest.mark.parametrize("header", ["99999999999999999999", "Sun, 01 Jan 2120 00:00:00 GMT"])
+def test_a_receiver_cannot_ask_for_ever(
+    header: str, admin: TestClient, database: Database, output_keys: OutputKeys, receiver: Receiver
+) -> None:
+    make(admin, receiver.url)
+    happen(database)
+    receiver.status, receiver.headers["Retry-After"] = 503, header
+    round_(database, output_keys)
+    receiver.status = 200
+    assert round_(database, output_keys, LONGEST_ASKED - timedelta(minutes=1)).delivered == 0
+    assert round_(database, output_keys, LONGEST_ASKED + timedelta(minutes=1)).delivered == 1
+
+
+@pytest.mark.parametrize(
+    "header", ["", "-5", "soon", "1e9", "0", "\u0663", "Thu, 01 Jan 1970 00:00:00 GMT", "Thu, 99 Foo 2026 00:00 GMT"]
+)
+def test_a_pause_that_is_none_changes_nothing(header: str) -> None:
+    assert asked_wait(header, datetime.now(UTC)) is None
 
 
 @sqlite

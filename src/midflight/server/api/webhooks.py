@@ -150,7 +150,7 @@ def change_webhook(
     if change.enabled is not None:
         hook.enabled = change.enabled
         hook.disabled_reason = "" if change.enabled else "disabled by a person"
-        hook.failing_since = None
+        hook.failing_since = hook.quiet_until = None
     hook.version += 1
     return _shown(hook)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 _WAITS = tuple(timedelta(seconds=s) for s in (5, 30, 120, 600, 1800, 3600, 7200, 14400))
 GIVE_UP_AFTER = timedelta(days=3)
 """From an event on: older news help nobody."""
-_LONGEST = timedelta(hours=24)
+LONGEST_ASKED = timedelta(hours=4)
+"""A receiver may ask for so much, and no more: a wrong header must not keep news back for long."""
 
 
 def next_attempt(
@@ -16,12 +18,28 @@ def next_attempt(
     """When to try again after ``attempts`` failures; None: give up.
 
     Args:
-        asked: what the receiver's Retry-After says; it is followed up to a day.
+        asked: see :func:`asked_wait`.
         jitter: 0 to 1: up to a fifth is added, so that what failed together does not come back together.
     """
     wait = _WAITS[min(attempts, len(_WAITS)) - 1] * (1 + jitter / 5)
-    due = now + max(wait, min(asked or timedelta(), _LONGEST))
+    due = now + max(wait, asked or timedelta())
     return due if due - event_at < GIVE_UP_AFTER else None
+
+
+def asked_wait(header: str | None, now: datetime) -> timedelta | None:
+    """What the receiver's Retry-After says (RFC 9110, section 10.2.3: seconds, or a date); None: nothing of use."""
+    if header is None:
+        return None
+    text = header.strip()
+    if text.isascii() and text.isdigit():
+        asked = timedelta(seconds=min(int(text[:10]), LONGEST_ASKED // timedelta(seconds=1)))
+    else:
+        try:
+            at = parsedate_to_datetime(text)
+        except ValueError:
+            return None
+        asked = (at if at.tzinfo else at.replace(tzinfo=UTC)) - now
+    return min(asked, LONGEST_ASKED) if asked > timedelta() else None
 
 
 def given_up(failing_since: datetime | None, disable_after: timedelta, now: datetime) -> bool:

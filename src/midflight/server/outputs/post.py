@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from midflight.errors import MidflightError
 from midflight.server.outputs.destination import Address, Destination
@@ -18,6 +19,17 @@ MAX_ANSWER = 16 << 10
 
 class DeliveryFailed(MidflightError):
     """The other side could not be reached, or did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back."""
+
+    status: int
+    begin: bytes
+    """Of the body, at most ``MAX_ANSWER``."""
+    retry_after: str | None
+    """The header, as it stands."""
 
 
 class _Pinned(http.client.HTTPConnection):
@@ -44,8 +56,8 @@ def post(
     body: bytes,
     headers: Mapping[str, str],
     tls: ssl.SSLContext | None = None,
-) -> tuple[int, bytes]:
-    """Send the body; returns status and the begin of the answer. A redirect is an answer like any other: not followed.
+) -> Answer:
+    """Send the body. A redirect is an answer like any other: not followed.
 
     Args:
         tls: for https; the system's certificates when None.
@@ -69,7 +81,7 @@ def post(
             if not piece:
                 break
             answer += piece
-        return response.status, answer
+        return Answer(response.status, answer, response.headers.get("Retry-After"))
     except (OSError, http.client.HTTPException) as error:
         text = str(error) or type(error).__name__
         raise DeliveryFailed(

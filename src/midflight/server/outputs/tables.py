@@ -32,6 +32,8 @@ class Webhook(Base):
     created: Mapped[datetime]
     created_by: Mapped[str]
     failing_since: Mapped[datetime | None]
+    quiet_until: Mapped[datetime | None] = mapped_column(default=None)
+    """Until then its receiver wants nothing (Retry-After)."""
     last_success: Mapped[datetime | None]
     version: Mapped[int] = mapped_column(default=1)
 

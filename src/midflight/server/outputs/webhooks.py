@@ -158,7 +158,9 @@ def enqueue(session: Session, hook: Webhook, event: Event, now: datetime) -> Non
 
 def claim(session: Session, now: datetime) -> list[Job]:
     """Due deliveries, ours until the lease ends."""
-    statement = select(WebhookDelivery).where(WebhookDelivery.due <= now).order_by(WebhookDelivery.due).limit(_BATCH)
+    quiet = select(Webhook.id).where(Webhook.quiet_until > now)
+    due = select(WebhookDelivery).where(WebhookDelivery.due <= now, WebhookDelivery.webhook_id.not_in(quiet))
+    statement = due.order_by(WebhookDelivery.due).limit(_BATCH)
     rows = session.scalars(statement.with_for_update(skip_locked=True)).all()
     hooks = {
         hook.id: hook for hook in session.scalars(select(Webhook).where(Webhook.id.in_({r.webhook_id for r in rows})))
@@ -205,13 +207,15 @@ def attempt(job: Job, settings: WebhookSettings, issuer: str, keys: OutputKeys, 
             "Accept": "application/json",
             **signing.headers(job.event.uid, now, message.body, secrets),
         }
-        status, answer = post(target, address, message.body, headers, settings.tls)
+        answer = post(target, address, message.body, headers, settings.tls)
     except MidflightError as error:
         return Outcome(job, False, None, str(error)[:500])
-    if 200 <= status < 300:
-        return Outcome(job, True, status)
-    text = answer[:200].decode("utf-8", "replace")
-    return Outcome(job, False, status, f"answered {status}: {text}", gone=status == 410)
+    if 200 <= answer.status < 300:
+        return Outcome(job, True, answer.status)
+    text = answer.begin[:200].decode("utf-8", "replace")
+    asked = backoff.asked_wait(answer.retry_after, now)
+    said = f"answered {answer.status}: {text}"
+    return Outcome(job, False, answer.status, said, gone=answer.status == 410, retry_after=asked)
 
 
 def finish(session: Session, outcome: Outcome, settings: WebhookSettings, now: datetime) -> str | None:
@@ -227,6 +231,9 @@ def finish(session: Session, outcome: Outcome, settings: WebhookSettings, now: d
         row.due, row.delivered = None, now
         hook.failing_since, hook.last_success = None, now
         return None
+    if outcome.retry_after:
+        # it is too much for the receiver: the others wait too, and so does what happens meanwhile
+        hook.quiet_until = max(now + outcome.retry_after, hook.quiet_until or now)
     hook.failing_since = hook.failing_since or now
     row.due = backoff.next_attempt(row.attempts, job.event.at, now, outcome.retry_after, random.random())
     if not outcome.gone and not backoff.given_up(hook.failing_since, settings.disable_after, now):
