@@ -13,6 +13,7 @@ import pytest
 from midflight.agent import notices, systemd
 from midflight.agent.systemd import Systemd, unit
 from midflight.errors import InputError
+from midflight.machine import units
 from tests.commands import midflight
 
 
@@ -110,8 +111,8 @@ def test_the_journal_is_meant_only_when_it_reads_standard_error(monkeypatch: pyt
 
 
 def test_a_unit_is_written_kept_up_to_date_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(systemd, "FOLDER", tmp_path / "units")
-    monkeypatch.setattr(systemd, "runs", lambda: False)
+    monkeypatch.setattr(units, "FOLDER", tmp_path / "units")
+    monkeypatch.setattr(units, "runs", lambda: False)
     path = systemd.install(["/usr/bin/midflight", "agent"], start=True)
     assert "ExecStart=/usr/bin/midflight agent\n" in path.read_text()
     assert not path.with_name(f"{path.name}.d").exists()
@@ -123,8 +124,8 @@ def test_a_unit_is_written_kept_up_to_date_and_removed(tmp_path: Path, monkeypat
 
 
 def test_for_baselines_a_drop_in_lets_it_into_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(systemd, "FOLDER", tmp_path / "units")
-    monkeypatch.setattr(systemd, "runs", lambda: False)
+    monkeypatch.setattr(units, "FOLDER", tmp_path / "units")
+    monkeypatch.setattr(units, "runs", lambda: False)
     path = systemd.install(["/bin/true"], start=True, baselines=True)
     drop_in = path.with_name(f"{path.name}.d") / "baselines.conf"
     assert "ProtectSystem=no\n" in drop_in.read_text()

@@ -5,20 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import socket
-import subprocess
 import time
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from midflight.agent.notices import Level, Notice, Tell
-from midflight.errors import InputError
+from midflight.machine import units
 
 UNIT = "midflight-agent.service"
 DROP_IN = "baselines.conf"
-FOLDER = Path("/etc/systemd/system")
 JOURNAL = Path("/run/systemd/journal/socket")
 _COMMAND = "@COMMAND@"
 _PRIORITY: dict[Level, int] = {"information": 6, "warning": 4, "error": 3}  # syslog(3)
@@ -99,14 +96,11 @@ def to_journal(otherwise: Tell, path: Path = JOURNAL) -> Tell:
 
 def unit(command: Sequence[str]) -> str:
     """The unit that runs this command."""
-    text = (files("midflight.agent") / UNIT).read_text()
-    # systemd.service(5): % and $ are its own
-    return text.replace(_COMMAND, shlex.join(command).replace("%", "%%").replace("$", "$$"))
+    return (files("midflight.agent") / UNIT).read_text().replace(_COMMAND, units.escaped(command))
 
 
 def install(command: Sequence[str], start: bool, baselines: bool = False) -> Path:
-    """Write the unit, or bring one that is there up to date; where systemd runs, let it know, enable it, and start it
-    (again) if wanted. Returns the path of the unit. What people want otherwise belongs in drop-ins: those stay.
+    """Write the unit, or bring one that is there up to date (:func:`midflight.machine.units.install`).
 
     Args:
         baselines: write the drop-in too that lets the service put baselines in place; one that is there is kept up to
@@ -115,21 +109,11 @@ def install(command: Sequence[str], start: bool, baselines: bool = False) -> Pat
     Raises:
         InputError: it cannot be written, or systemd does not take it.
     """
-    path, drop_in = FOLDER / UNIT, FOLDER / f"{UNIT}.d" / DROP_IN
-    try:
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        path.write_text(unit(command))
-        if baselines or drop_in.exists():
-            drop_in.parent.mkdir(exist_ok=True)
-            drop_in.write_text((files("midflight.agent") / DROP_IN).read_text())
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}; run as root") from None
-    if runs():
-        _systemctl("daemon-reload")
-        _systemctl("enable", UNIT)
-        if start:
-            _systemctl("restart", UNIT)
-    return path
+    drop_in = f"{UNIT}.d/{DROP_IN}"
+    texts = {UNIT: unit(command)}
+    if baselines or (units.FOLDER / drop_in).exists():
+        texts[drop_in] = (files("midflight.agent") / DROP_IN).read_text()
+    return units.install(texts, start)
 
 
 def uninstall() -> Path:
@@ -138,33 +122,4 @@ def uninstall() -> Path:
     Raises:
         InputError: it is not there, or cannot be removed.
     """
-    path = FOLDER / UNIT
-    if not path.exists():
-        raise InputError(f"there is no {path}: nothing to remove")
-    if runs():
-        _systemctl("disable", "--now", UNIT)
-    try:
-        path.unlink()
-        drop_in = FOLDER / f"{UNIT}.d" / DROP_IN
-        drop_in.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not there, or somebody else has drop-ins in it
-            drop_in.parent.rmdir()
-    except OSError as error:
-        raise InputError(f"{path} cannot be removed: {error.strerror}; run as root") from None
-    if runs():
-        _systemctl("daemon-reload")
-    return path
-
-
-def runs() -> bool:
-    """Whether systemd is the init of this machine (sd_booted(3))."""
-    return Path("/run/systemd/system").is_dir()
-
-
-def _systemctl(*words: str) -> None:
-    try:
-        done = subprocess.run(["systemctl", *words], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    except OSError as error:
-        raise InputError(f"systemctl cannot be run: {error.strerror}") from None
-    if done.returncode:
-        raise InputError(f"systemctl {' '.join(words)} failed: {' '.join(done.stderr.split()) or done.returncode}")
+    return units.uninstall(UNIT, [DROP_IN])

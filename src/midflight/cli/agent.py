@@ -429,9 +429,10 @@ def _check_ownership() -> None:
 
 def _install_unit(command: list[str], start: bool, baselines: bool) -> str:
     from midflight.agent import systemd
+    from midflight.machine import units
 
     path = str(systemd.install(command, start, baselines))
-    return path if systemd.runs() else f"{path} (systemd does not run here: it starts with the machine if enabled)"
+    return path if units.runs() else f"{path} (systemd does not run here: it starts with the machine if enabled)"
 
 
 def _install_windows(command: list[str], start: bool) -> str:

@@ -17,6 +17,8 @@ SUBCOMMANDS = {
     "audit-verify": "prove that the audit log is the one that was written",
     "enroll-token": "make a token with which devices enroll",
     "worker": "do background work, with PostgreSQL",
+    "install": "run it from now on, as a service of systemd",
+    "uninstall": "stop the service and take it away; its folder stays",
     "upgrade": "bring the database to the version of this program",
 }
 
@@ -26,7 +28,8 @@ One command runs everything on SQLite; with PostgreSQL, any number of processes 
 
 EXAMPLES = """\
 midflight server init /srv/midflight
-midflight server run /srv/midflight"""
+midflight server run /srv/midflight
+midflight server install /srv/midflight"""
 
 EXIT_STATUS = """\
 0  done

@@ -103,14 +103,15 @@ class Booted:
         layers = f"lowerdir={_debian()},upperdir={folder / 'upper'},workdir={folder / 'work'}"
         _run("mount", "-t", "overlay", "overlay", "-o", layers, self.root)
 
-    def install(self, file: Path) -> None:
-        """Have the wheel in its virtual environment, with what it needs in the versions that are pinned."""
+    def install(self, file: Path, extra: str = "") -> None:
+        """Have the wheel in its virtual environment, with what it needs (and an extra, such as ``[server]``) in the
+        versions that are pinned."""
         version = f"python{sysconfig.get_python_version()}"
         place = next(self.root.glob(f"{ENVIRONMENT[1:]}/lib/python3*/site-packages"))
         assert place.parent.name == version, "the tests run by the Python version of Debian 12"
         uv = Path(sys.executable).with_name("uv")
-        lock = TOP / "requirements.lock"
-        _run(uv, "pip", "install", "-q", "-p", sys.executable, "--target", place, "--link-mode=copy", "-c", lock, file)
+        what = ("-c", TOP / "requirements.lock", f"{file}{extra}")
+        _run(uv, "pip", "install", "-q", "-p", sys.executable, "--target", place, "--link-mode=copy", *what)
 
     def boot(self) -> None:
         """Switch it on, and wait until everything has started."""
