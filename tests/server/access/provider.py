@@ -10,12 +10,13 @@ import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 from authlib.integrations.flask_oauth2 import AuthorizationServer
 from authlib.oauth2.rfc6749 import grants
 from authlib.oauth2.rfc7636 import CodeChallenge
 from authlib.oidc.core import OpenIDCode, UserInfo
-from flask import Flask, jsonify, request
+from flask import Flask, jsonify, redirect, request
 from joserfc.jwk import RSAKey
 from werkzeug.serving import make_server
 
@@ -94,6 +95,9 @@ class OpenIdProvider:
     def __init__(self, redirect_uri: str) -> None:
         self.person: dict[str, Any] = {"sub": "248289761001", "preferred_username": "Jane", "groups": ["fleet"]}
         self.twist: dict[str, Any] = {}
+        self.signed_out = False
+        """The browser has no login at the provider, so it would have to show a page."""
+        self.prompts: list[str | None] = []
         self.key = RSAKey.generate_key(2048, {"kid": "one", "use": "sig", "alg": "RS256"}, private=True)
         self.published = self.key
         self.codes: dict[str, Code] = {}
@@ -173,6 +177,11 @@ class OpenIdProvider:
         @app.get("/authorize")
         def authorize() -> Any:
             assert request.args["code_challenge_method"] == "S256"
+            provider.prompts.append(request.args.get("prompt"))
+            if provider.signed_out and request.args.get("prompt") == "none":
+                # OpenID Connect Core 1.0, section 3.1.2.6
+                answer = urlencode({"error": "login_required", "state": request.args["state"]})
+                return redirect(f"{provider.client.redirect_uri}?{answer}")
             return server.create_authorization_response(grant_user=provider.person)
 
         @app.post("/token")

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from httpx2 import Response
 from joserfc.jwk import RSAKey
+from sqlalchemy import select
 
 from midflight.errors import InputError
 from midflight.server.access.oidc import CALLBACK_PATH, Provider
+from midflight.server.access.tables import LoginSession
 from midflight.server.api.app import create_app
 from midflight.server.settings import Settings
 from midflight.server.store.database import Database
@@ -154,6 +157,105 @@ def test_a_disabled_account_and_a_taken_name_stay_outside(
     provider.person = {**provider.person, "sub": "another person"}
     answer = come_back(browser, to_provider(browser))
     assert (answer.status_code, "there is an account" in answer.json()["detail"]) == (403, True)
+
+
+def age(database: Database, left: timedelta) -> None:
+    """Let the login end so soon."""
+    with database.write() as session:
+        for login in session.scalars(select(LoginSession)):
+            login.ends = datetime.now(UTC) + left
+
+
+def follow(browser: TestClient, answer: Response) -> Response:
+    """As a browser does, by way of the provider, to the page that is shown in the end."""
+    for _ in range(6):
+        if answer.status_code not in (302, 303):
+            return answer
+        location = urljoin(PUBLIC, answer.headers["location"])
+        answer = httpx2.get(location) if not location.startswith(PUBLIC) else come_back(browser, location)
+    raise AssertionError("led in a circle")
+
+
+def test_the_provider_is_asked_again_while_somebody_works_and_the_login_goes_on(
+    browser: TestClient, provider: OpenIdProvider, database: Database
+) -> None:
+    come_back(browser, to_provider(browser))
+    csrf = browser.get("/api/v1/session").json()["csrf"]
+    assert browser.get("/groups?after=x").status_code != 303, "nobody is asked again at once"
+    assert provider.prompts == [None]
+    age(database, timedelta(minutes=15))
+    shown = follow(browser, browser.get("/devices?hostname=web"))
+    assert (shown.status_code, str(shown.url)) == (200, PUBLIC + "/devices?hostname=web")
+    assert provider.prompts == [None, "none"]
+    me = browser.get("/api/v1/session").json()
+    assert (me["csrf"], me["renew"]) == (csrf, False), "the forms of other pages stay good"
+    age(database, timedelta(seconds=-1))
+    assert follow(browser, browser.get("/groups")).status_code == 200, "over, but the provider knows the person"
+    live = browser.get("/overview/live", headers={"hx-request": "true"})
+    assert live.status_code == 200
+    age(database, timedelta(seconds=-1))
+    live = browser.get("/overview/live", headers={"hx-request": "true"})
+    assert live.headers["hx-refresh"] == "true", "the page asks, not a part of it"
+
+
+def test_a_role_that_the_provider_takes_away_is_gone_within_half_an_hour(
+    browser: TestClient, provider: OpenIdProvider, database: Database, admin: TestClient
+) -> None:
+    come_back(browser, to_provider(browser))
+    csrf = browser.get("/api/v1/session").json()["csrf"]
+    made = browser.post(
+        "/api/v1/account/tokens",
+        json={"name": "ci", "scopes": ["devices:read"], "days": 30},
+        headers={"x-csrf-token": csrf},
+    )
+    assert made.status_code == 201, made.text
+    bearer = {"authorization": f"Bearer {made.json()['secret']}"}
+    with database.read() as session:
+        ends = session.scalars(select(LoginSession.ends)).one()
+    assert ends - datetime.now(UTC) <= timedelta(minutes=30)
+    provider.person = {**provider.person, "groups": ["former"]}
+    assert admin.get("/api/v1/devices", headers=bearer).status_code == 200
+    age(database, timedelta(minutes=15))
+    shown = follow(browser, browser.get("/devices"))
+    assert "/login?" in str(shown.url)
+    assert browser.get("/api/v1/session").status_code == 401
+    assert admin.get("/api/v1/devices", headers=bearer).status_code in (401, 403), "nor do its tokens open anything"
+    refused = [item for item in admin.get("/api/v1/audit").json()["items"] if item["outcome"] == "refused"]
+    assert [item["target"] for item in refused if item["action"] == "login"] == ["Jane"]
+
+
+@pytest.mark.parametrize("why", ["signed out", "unreachable"])
+def test_a_page_is_shown_all_the_same_until_the_login_ends_when_the_provider_says_nothing(
+    why: str, browser: TestClient, provider: OpenIdProvider, database: Database
+) -> None:
+    come_back(browser, to_provider(browser))
+    age(database, timedelta(minutes=15))
+    provider.signed_out = True
+    if why == "unreachable":
+        provider.close()
+        browser.app.state.oidc._read_at = float("-inf")  # type: ignore[attr-defined]
+    shown = follow(browser, browser.get("/devices"))
+    assert (shown.status_code, str(shown.url)) == (200, PUBLIC + "/devices")
+    assert browser.get("/devices").status_code == 200, "and is not asked again and again"
+    age(database, timedelta(seconds=-1))
+    assert "/login?next=%2Fdevices" in browser.get("/devices").headers["location"]
+
+
+def test_who_signs_out_is_not_signed_in_again_by_itself(browser: TestClient, provider: OpenIdProvider) -> None:
+    come_back(browser, to_provider(browser))
+    csrf = browser.get("/api/v1/session").json()["csrf"]
+    assert browser.post("/api/v1/logout", headers={"x-csrf-token": csrf}).status_code == 204
+    assert browser.get("/devices").headers["location"].startswith("/login?")
+    assert provider.prompts == [None]
+
+
+@pytest.mark.parametrize(
+    "next", ["https://evil.example/", "//evil.example", "/\\\\evil.example", "javascript:alert(1)"]
+)
+def test_no_login_leads_to_another_site(browser: TestClient, next: str) -> None:
+    answer = browser.get("/login/oidc", params={"next": next, "silent": "true"})
+    back = come_back(browser, httpx2.get(answer.headers["location"]).headers["location"])
+    assert (back.status_code, back.headers["location"]) == (303, PUBLIC + "/")
 
 
 def test_settings_that_would_let_anybody_in_are_refused(settings: Settings) -> None:

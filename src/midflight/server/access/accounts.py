@@ -20,6 +20,10 @@ from midflight.server.access.tables import Account, ApiToken, LoginFailure, Logi
 from midflight.server.store.base import new_id
 from midflight.server.store.database import Database
 
+CONFIRMED = timedelta(minutes=30)
+"""A session of a provider's account is good for so long after the provider last said who it is and in which groups."""
+RENEWED = timedelta(minutes=10)
+"""After so long a page asks the provider again."""
 IDLE = timedelta(minutes=30)
 """A session that is not used for so long is over."""
 LONGEST = timedelta(hours=12)
@@ -219,7 +223,7 @@ def open_session(session: Session, account: Account, source: str, agent: str, no
     """A new login of an account whose person was recognised. Its identifier is always a new one."""
     session.execute(delete(LoginSession).where(LoginSession.ends <= now))
     cookie = new_session()
-    ends = now + LONGEST
+    ends = now + (LONGEST if account.issuer is None else CONFIRMED)
     session.add(
         LoginSession(
             hash=digest(cookie),
@@ -239,6 +243,22 @@ def open_session(session: Session, account: Account, source: str, agent: str, no
         session.execute(delete(LoginSession).where(LoginSession.hash.in_(surplus)))
     audit.record(session, Act("user", f"user:{account.id}", source, "login", target=account.name, detail={"how": how}))
     return SignedIn(account, cookie, ends)
+
+
+def confirm(session: Session, account: Account, cookie: str, now: datetime) -> bool:
+    """The provider said again who sits at a browser that is signed in: the login goes on under its identifier, which
+    other pages of the browser have in their forms. False: it cannot, and a new one is needed."""
+    found = of_cookie(session, cookie, now)
+    if found is None or found[0].id != account.id:
+        return False
+    login = found[1]
+    login.ends, login.used = min(login.created + LONGEST, now + CONFIRMED), now
+    return login.ends - now > CONFIRMED - RENEWED
+
+
+def is_to_be_confirmed(account: Account, login: LoginSession, now: datetime) -> bool:
+    """Whether a page should ask the provider anew."""
+    return account.issuer is not None and login.ends - now < CONFIRMED - RENEWED
 
 
 def of_cookie(session: Session, cookie: str, now: datetime) -> tuple[Account, LoginSession] | None:

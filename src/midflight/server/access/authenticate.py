@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from urllib.parse import urlencode, urlsplit
 
 from fastapi import Request, Response
 from sqlalchemy.orm import Session
@@ -21,6 +22,7 @@ from midflight.server.api.deps import AUTHENTICATORS, SAFE_METHODS, Actor, beare
 from midflight.server.api.problems import Problem
 
 CSRF_HEADER = "x-csrf-token"
+_REMEMBERED_S = 30 * 86_400
 _touching = threading.Lock()
 
 
@@ -38,6 +40,37 @@ def set_cookie(request: Request, response: Response, made: SignedIn) -> None:
 def drop_cookie(request: Request, response: Response) -> None:
     """Take the browser's session away."""
     response.delete_cookie(cookie_name(request), path="/", secure=True, httponly=True, samesite="lax")
+    mark_provider(request, response, False)
+
+
+def mark_provider(request: Request, response: Response, used: bool) -> None:
+    """Let the browser remember (or forget) that its person signs in at the provider, so that it is asked again without
+    a click. It proves nothing."""
+    name = cookie_name(request) + "-sso"
+    if used:
+        response.set_cookie(name, "1", max_age=_REMEMBERED_S, path="/", secure=True, httponly=True, samesite="lax")
+    elif name in request.cookies:
+        response.delete_cookie(name, path="/", secure=True, httponly=True, samesite="lax")
+
+
+def uses_provider(request: Request) -> bool:
+    """Whether it does."""
+    return cookie_name(request) + "-sso" in request.cookies
+
+
+def to_provider(here: str) -> str:
+    """Where a page sends the browser so that the provider is asked again, and from there back."""
+    return "/login/oidc?" + urlencode({"silent": "true", "next": here})
+
+
+def local_path(text: str) -> str:
+    """A path on this server, for going back after a login; the overview for anything else."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return "/"
+    plain = text.startswith("/") and not text.startswith("//") and text.isprintable() and "\\" not in text
+    return text if plain and not parts.scheme and not parts.netloc else "/"
 
 
 def same_site(request: Request) -> None:

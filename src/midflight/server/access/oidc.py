@@ -56,6 +56,14 @@ class OidcRefused(MidflightError):
         self.person = person
 
 
+class NoRoles(OidcRefused):
+    """The person is in none of the groups that have a role here: ``subject`` is the provider's name for it."""
+
+    def __init__(self, text: str, person: str, subject: str) -> None:
+        super().__init__(text, person)
+        self.subject = subject
+
+
 @dataclass(frozen=True, slots=True)
 class Provider:
     """The table [oidc] of server.toml."""
@@ -154,8 +162,11 @@ class OidcClient:
         self._read_at = 0.0
         self._failed_at = float("-inf")
 
-    def begin(self) -> Begun:
+    def begin(self, silent: bool = False) -> Begun:
         """Begin a login.
+
+        Args:
+            silent: the provider shows no page: it knows the person, or says that it does not.
 
         Raises:
             OidcRefused: the provider does not answer as it should.
@@ -171,6 +182,7 @@ class OidcClient:
                 nonce=derived(cookie, "oidc nonce"),
                 code_challenge=challenge,
                 code_challenge_method="S256",
+                **({"prompt": "none"} if silent else {}),
             )
         return Begun(str(url), cookie)
 
@@ -207,7 +219,8 @@ class OidcClient:
             raise OidcRefused(f"the ID token has no sub, or no {self.provider.name_claim}; ask the provider for it")
         roles = self.provider.roles_of(claims)
         if not roles:
-            raise OidcRefused(f"{name[:100]} is in none of the groups that may enter; ask an administrator", name)
+            text = f"{name[:100]} is in none of the groups that may enter; ask an administrator"
+            raise NoRoles(text, name, subject)
         full = claims.get("name")
         return Person(subject, name.lower(), full if isinstance(full, str) else "", roles)
 
@@ -307,6 +320,13 @@ def account_for(session: Session, issuer: str, person: Person, now: datetime) ->
     _bring_up_to_date(session, account, person.roles)
     account.full_name = person.full_name[:200]
     return account
+
+
+def take_roles(session: Session, issuer: str, subject: str) -> None:
+    """The provider gives a person no role any more: its logins end, its tokens are good for nothing."""
+    account = session.scalar(select(Account).where(Account.issuer == issuer, Account.subject == subject))
+    if account is not None:
+        _bring_up_to_date(session, account, ())
 
 
 def _bring_up_to_date(session: Session, account: Account, roles: Iterable[Role]) -> None:

@@ -161,15 +161,18 @@ def logout(request: Request, session: DbSession, _actor: CurrentActor) -> Respon
 
 
 @router.get("/session")
-def whoami(request: Request, actor: CurrentActor) -> dict[str, Any]:
-    """Who asks, what they may do, and the CSRF token of a login."""
-    cookie = request.cookies.get(cookie_name(request))
+def whoami(request: Request, session: DbSession, actor: CurrentActor) -> dict[str, Any]:
+    """Who asks, what they may do, and the CSRF token of a login. ``renew``: the identity provider should be asked again
+    who it is."""
+    cookie, now = request.cookies.get(cookie_name(request)), datetime.now(UTC)
+    found = accounts.of_cookie(session, cookie, now) if cookie and actor.kind == "user" else None
     return {
         "id": actor.id,
         "name": actor.name,
         "kind": actor.kind,
         "scopes": sorted(actor.scopes),
         "csrf": csrf_of(cookie) if cookie and actor.kind == "user" else None,
+        "renew": found is not None and accounts.is_to_be_confirmed(*found, now),
     }
 
 

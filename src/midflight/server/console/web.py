@@ -20,6 +20,7 @@ from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from midflight import __version__
+from midflight.server.access.authenticate import to_provider, uses_provider
 from midflight.server.api.problems import Problem
 from midflight.server.console import display, static_files, times
 from midflight.server.console.api import Api, Refused
@@ -189,13 +190,19 @@ async def signed_in(request: Request) -> Console:
     """A page for somebody who is signed in.
 
     Raises:
-        Refused: 401, nobody is.
+        Refused: 401, nobody is (or nobody of whom the provider has said so lately, and it can be asked).
     """
     console = console_for(request)
     me = await console.api.get("/api/v1/session")
+    if me["renew"] and request.method == "GET" and not _is_fragment(request) and uses_provider(request):
+        raise Refused(401, "renew", "the provider is asked again")
     console.name, console.kind, console.scopes = me["name"], me["kind"], frozenset(me["scopes"])
     console.csrf = me["csrf"] or ""
     return console
+
+
+def _is_fragment(request: Request) -> bool:
+    return request.headers.get("hx-request") == "true"
 
 
 SignedIn = Annotated[Console, Depends(signed_in)]
@@ -229,10 +236,13 @@ class ConsoleRoute(APIRoute):
 def error_page(request: Request, error: Refused) -> Response:
     """An error as a page. Who is not signed in is led to the login, and back from there."""
     console = console_for(request)
-    fragment = request.headers.get("hx-request") == "true"
+    fragment = _is_fragment(request)
     if error.status == 401:
         here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         where = "/login" + (f"?{urlencode({'next': here})}" if request.method == "GET" and here != "/" else "")
+        if uses_provider(request) and request.method == "GET":
+            # the page asks the provider and comes back
+            return Response(headers={"HX-Refresh": "true"}) if fragment else RedirectResponse(to_provider(here), 303)
         if fragment:
             return Response(status_code=200, headers={"HX-Redirect": "/login"})
         return RedirectResponse(where, 303)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import Path, Request, Response
 from fastapi.responses import RedirectResponse
 
+from midflight.server.access.authenticate import drop_cookie, local_path
 from midflight.server.console import static_files
 from midflight.server.console.api import Answer, Api, Refused
 from midflight.server.console.web import THEMES, Console, SignedIn, console_for, done, new_router, read_form
@@ -25,13 +25,6 @@ def static(request: Request, name: Annotated[str, Path(max_length=200)]) -> Resp
         raise Refused(404, "not-found", "there is no such file")
     keep = "public, max-age=31536000, immutable" if request.query_params.get("v") == file.digest else "no-cache"
     return Response(file.content, 200, {"Cache-Control": keep}, file.media_type)
-
-
-def local_path(text: str) -> str:
-    """A path on this server, for going back after a login; the overview for anything else."""
-    parts = urlsplit(text)
-    plain = text.startswith("/") and not text.startswith("//") and text.isprintable() and "\\" not in text
-    return text if plain and not parts.scheme and not parts.netloc else "/"
 
 
 def _login(console: Console, next: str, name: str = "", error: Refused | None = None) -> Response:
@@ -70,7 +63,9 @@ async def logout(request: Request) -> Response:
     except Refused as error:
         if error.status != 401:
             raise
-        return done("/login", "ended")
+        response = done("/login", "ended")
+        drop_cookie(request, response)
+        return response
     return _with_cookies(done("/login", "ended"), answer)
 
 
