@@ -222,6 +222,31 @@ def test_silence_after_an_offer_is_a_failure(fleet: Fleet, new_device: Make) -> 
     assert fleet.get(f"/deployments/{deployment}")["why"]["reason"] == "halted_by_silence"
 
 
+def test_a_device_that_vanishes_after_its_success_halts_its_gate(fleet: Fleet, new_device: Make) -> None:
+    devices = [new_device() for _ in range(3)]
+    gate = {"min_sample": 1, "soak": "PT1H", "silence_after": "PT24H"}
+    rings = [{"name": "first", "kind": "first", "amount": 1, "gate": gate}, RINGS[1]]
+    deployment, content = fleet.deploy(fleet.policy(rings=rings))
+    (first,) = who_has_orders(devices)
+    apply(first, content)
+    fleet.work()
+    fleet.ahead = timedelta(hours=2)
+    fleet.work()
+    assert fleet.states(deployment)[first.id] == "applied"
+    why = fleet.get(f"/deployments/{deployment}")["why"]
+    assert why["reason"] == "soaking" and "heard of after" in why["detail"]
+    fleet.ahead = timedelta(hours=26)
+    fleet.work()
+    assert fleet.states(deployment)[first.id] == "silent"
+    assert fleet.get(f"/deployments/{deployment}")["why"]["reason"] == "halted_by_silence"
+    # it comes back with the content running: its success stands again, the halt is a person's to take back
+    fleet.ahead = timedelta(0)
+    first.check_in()
+    fleet.work()
+    assert fleet.get(f"/deployments/{deployment}")["why"]["reason"] == "halted_by_silence"
+    assert sorted(fleet.states(deployment).values()) == ["applied", "pending", "pending"]
+
+
 @on_sqlite
 def test_exclusion_wins_and_takes_effect_at_once(fleet: Fleet, new_device: Make) -> None:
     device, other = new_device(), new_device()

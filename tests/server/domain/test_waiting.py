@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midflight.server.domain import approvals, deadlines, gates, memberships
+from midflight.server.domain import approvals, deadlines, gates, memberships, rollout
 from midflight.server.domain.gates import Outcome, judge
 from midflight.server.domain.memberships import Result, Verdict
 from midflight.server.domain.model import (
@@ -164,7 +164,58 @@ def test_silence_is_noticed_in_time_and_waiting_for_a_window_is_no_silence() -> 
     waiting = replace(OFFERED, reason=Reason.AWAITING_WINDOW)
     assert memberships.silence(waiting, NOW + 6 * DAY, gate, NOW + 6 * DAY) is None
     assert memberships.silence(waiting, NOW + 6 * DAY, gate, NOW + 8 * DAY) is not None
-    assert memberships.silence(replace(OFFERED, state=A), NOW, gate, NOW + 9 * DAY) is None
+
+
+SUCCESS = Membership(0, A, Reason.APPLIED, since=NOW, offered=NOW - HOUR)
+
+
+def test_who_applied_it_and_is_not_heard_of_after_the_soak_is_silent() -> None:
+    gate, limit = Gate(silence_after=DAY, soak=2 * HOUR), NOW + 2 * HOUR + DAY
+    assert memberships.silence(SUCCESS, NOW, gate, limit) is None
+    gone = memberships.silence(SUCCESS, NOW, gate, limit + HOUR)
+    assert gone is not None and (gone.state, gone.reason) == (S, Reason.SILENT)
+    assert gone.detail == "applied it, last seen 2026-03-10 18:00 UTC"
+    # heard of during the soak is not enough, after it is, for good
+    assert memberships.silence(SUCCESS, NOW + HOUR, gate, limit + HOUR) is not None
+    assert memberships.silence(SUCCESS, NOW + 2 * HOUR, gate, limit + 90 * DAY) is None
+    # the gate in progress waits for it after its own soak
+    soaked = NOW + 3 * DAY
+    assert memberships.silence(SUCCESS, NOW + DAY, gate, soaked + DAY, NOW, soaked) is None
+    assert memberships.silence(SUCCESS, NOW + DAY, gate, soaked + DAY + HOUR, NOW, soaked) is not None
+    assert memberships.silence(SUCCESS, soaked, gate, soaked + 90 * DAY, NOW, soaked) is None
+    # without a soak nobody is waited for, nor for a success that something newer replaced
+    assert memberships.silence(SUCCESS, NOW, replace(gate, soak=timedelta(0)), NOW + 90 * DAY) is None
+    assert memberships.silence(replace(SUCCESS, reason=Reason.SUPERSEDED), NOW, gate, NOW + 90 * DAY) is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(-48, 120), st.integers(0, 240)), min_size=1, max_size=12),
+    st.integers(1, 8), st.integers(0, 3), st.integers(1, 72), st.integers(1, 48),
+)  # fmt: skip
+def test_a_gate_never_waits_for_ever_to_hear_of_a_success(
+    devices: list[tuple[int, int]], sample: int, limit: int, silence: int, soak: int
+) -> None:
+    """All of a ring applied it, each was seen for a while and then never again: in the end its gate passes or halts."""
+    gate = Gate(min_sample=sample, max_failures=limit, silence_after=silence * HOUR, soak=soak * HOUR)
+    ring = Ring("all", RingKind.REST, gate=gate)
+    members = [replace(SUCCESS, since=NOW + success * HOUR) for success, _ in devices]
+    seen = [NOW + (success + more) * HOUR for success, more in devices]
+    end = NOW + 365 * DAY
+    for _ in range(len(members) + 1):
+        (tally,) = rollout.tally([(0, each.state, each.since) for each in members], [ring])
+        heard = sorted((at for m, at in zip(members, seen, strict=True) if m.state is A), reverse=True)
+        if heard:
+            tally = replace(tally, heard=heard[min(len(heard), sample) - 1])
+        # who falls silent may leave the sample to a later success, with a soak that ends later
+        soaked, before = gates.soaked(gate, tally, NOW), members
+        members = [memberships.silence(m, at, gate, end, NOW, soaked) or m for m, at in zip(before, seen, strict=True)]
+        if members == before:
+            break
+    assert soaked is not None and tally.count(A, S) == len(devices)
+    assert all(at >= soaked for m, at in zip(members, seen, strict=True) if m.state is A)
+    word = judge(gate, tally, NOW, end)
+    assert (word.outcome is Outcome.HALT) is (tally.count(S) > limit)
+    assert word.outcome is not Outcome.WAIT or not heard
 
 
 def test_who_was_not_there_when_its_ring_began_is_not_waited_for_and_no_failure() -> None:

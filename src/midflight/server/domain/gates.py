@@ -2,6 +2,7 @@
 
 - It needs its minimum sample, and among that at least one success (or a person's word): nothing follows from nothing.
 - Silence after the offer counts as failure, as does a failed health check; being ineligible, held or excluded does not.
+  So does silence after a success: what was patched and vanishes is how a bad patch looks.
 - Beyond a limit it halts at once, and so does a gate that has passed when failures come late.
 - The soak runs from the success that completed the sample, and is over when as many were heard of after it: a device
   that took the content out again says so at its next check-in, not before. Without a soak nobody is waited for.
@@ -95,9 +96,9 @@ def judge(gate: Gate, tally: RingTally, since: datetime, now: datetime, accepted
         return Judgement(Outcome.WAIT, Reason.AWAITING_SAMPLE, detail, helpless=True)
     good, sample = tally.count(GOOD), _sample(gate, tally)
     answered = good + bad(gate, tally)
-    if answered < sample or good + accepted < 1:
+    until = soaked(gate, tally, since)
+    if until is None or good + accepted < 1:
         return Judgement(Outcome.WAIT, Reason.AWAITING_SAMPLE, f"{answered} of {sample} answered")
-    until = max(since, tally.sampled or since) + gate.soak
     if now < until:
         return Judgement(Outcome.WAIT, Reason.SOAKING, f"until {until:%Y-%m-%d %H:%M %Z}")
     if gate.soak and tally.heard is not None and tally.heard < until:
@@ -105,6 +106,13 @@ def judge(gate: Gate, tally: RingTally, since: datetime, now: datetime, accepted
             Outcome.WAIT, Reason.SOAKING, f"until {sample} of them were heard of after {until:%H:%M:%S %Z}"
         )
     return Judgement(Outcome.PASS)
+
+
+def soaked(gate: Gate, tally: RingTally, since: datetime) -> datetime | None:
+    """When the soak of a ring in progress is over; None: its sample is not complete. (``since``: see :func:`judge`.)"""
+    if tally.count(GOOD) + bad(gate, tally) < _sample(gate, tally):
+        return None
+    return max(since, tally.sampled or since) + gate.soak
 
 
 def _sample(gate: Gate, tally: RingTally) -> int:

@@ -88,14 +88,21 @@ def report(
 
 
 def silence(
-    membership: Membership, last_seen: datetime | None, gate: Gate, now: datetime, opened: datetime | None = None
+    membership: Membership,
+    last_seen: datetime | None,
+    gate: Gate,
+    now: datetime,
+    opened: datetime | None = None,
+    soaked: datetime | None = None,
 ) -> Membership | None:
     """The membership of a device that has fallen silent or was never there; None: neither.
 
     Silent is who was offered the content and has not been seen since for so long, and who checks in but leaves
     unanswered what it was told to begin. Whoever waits for its window, and says so by checking in, is not silent.
+    Silent is also who applied it and was then not heard of: a success holds once the device was heard of after the
+    soak, counted from its own success, and in the ring in progress after that of the gate, which waits for it.
     Absent is who has not been seen since its ring began: it was offered nothing, so it is no failure, and the gate's
-    sample is taken without it. Both are offered the content when they come back.
+    sample is taken without it. All are offered the content when they come back without it.
 
     Args:
         membership: of the device.
@@ -103,11 +110,15 @@ def silence(
         gate: of its ring.
         now: the time.
         opened: when its ring began; None: it has not, or that does not matter any more.
+        soaked: when the soak of its ring is over (:func:`midflight.server.domain.gates.soaked`); None: its ring is not
+            the one in progress, or has no sample yet.
     """
     if membership.state is DeviceState.PENDING and opened is not None:
         if (last_seen is None or last_seen < opened) and now - opened > gate.silence_after:
             return replace(membership, state=DeviceState.INELIGIBLE, reason=Reason.ABSENT, detail="", since=now)
         return None
+    if membership.state is DeviceState.APPLIED:
+        return _vanished(membership, last_seen, gate, now, soaked)
     if membership.state not in _OPEN or membership.offered is None:
         return None
     heard = max(membership.offered, last_seen or membership.offered)
@@ -118,6 +129,22 @@ def silence(
         return None
     never = gone and heard == membership.offered
     detail = "not seen since the offer" if never else f"last seen {heard:%Y-%m-%d %H:%M %Z}"
+    return replace(membership, state=DeviceState.SILENT, reason=Reason.SILENT, detail=detail, since=now)
+
+
+def _vanished(
+    membership: Membership, last_seen: datetime | None, gate: Gate, now: datetime, soaked: datetime | None
+) -> Membership | None:
+    """Who applied it and was not heard of after the soak. Without a soak nobody is waited for; nor is anybody whose
+    success something newer has replaced."""
+    success = membership.since
+    if membership.reason is not Reason.APPLIED or success is None or not gate.soak:
+        return None
+    heard = max(success, last_seen or success)
+    ends = (success + gate.soak, soaked or success)
+    if not any(heard < end and now - end > gate.silence_after for end in ends):
+        return None
+    detail = f"applied it, last seen {heard:%Y-%m-%d %H:%M %Z}"
     return replace(membership, state=DeviceState.SILENT, reason=Reason.SILENT, detail=detail, since=now)
 
 

@@ -297,10 +297,12 @@ class Gate:
     max_failure_percent: float | None = None
     """Halts when more than this share of those that answered or fell silent failed, once the sample is there."""
     silence_after: timedelta = timedelta(hours=24)
-    """A device that was offered and does not report for so long (outside of its window it need not) is silent."""
+    """A device that was offered and does not report for so long (outside of its window it need not) is silent; so is
+    one that applied it and is not heard of for so long after the soak."""
     silence_is_failure: bool = True
     soak: timedelta = timedelta(hours=1)
-    """From the success that completed the sample until the gate passes."""
+    """From the success that completed the sample until the gate passes, and from each device's own success until it
+    must be heard of again."""
 
 
 @dataclass(frozen=True, slots=True)

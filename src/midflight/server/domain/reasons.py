@@ -52,7 +52,7 @@ class Reason(StrEnum):
     HALTED_BY_SILENCE = (
         "halted_by_silence",
         _A,
-        "too many devices fell silent after the offer; only a person resumes it",
+        "too many devices fell silent after the offer or after their success; only a person resumes it",
     )
     STOPPED_BY_REQUEST = "stopped_by_request", _A, "a person stopped it for good"
     REVERTING_BY_REQUEST = "reverting_by_request", _M, "a person ordered it to be taken out"
@@ -93,7 +93,7 @@ class Reason(StrEnum):
     )
     EXCLUDED = "excluded", _A, "in an excluded group; exclusion wins"
     ABSENT = "absent", _D, "has not been seen since its ring began; no answer of it is waited for"
-    SILENT = "silent", _D, "was offered it and has not reported since"
+    SILENT = "silent", _D, "not heard of since it was offered it, or since it applied it"
     SUPERSEDED = "superseded", _M, "newer content replaces it"
     DEVICE_DISABLED = "device_disabled", _A, "the device is disabled"
     WITHDRAWN = "withdrawn", _M, "was offered before the deployment was paused, halted, stopped or revoked"

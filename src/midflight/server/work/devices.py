@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import BigInteger, ColumnElement, or_, select, type_coerce
 from sqlalchemy.orm import Session
 
 from midflight.server.checkin.standing import load_device, settle
 from midflight.server.domain import compliance as rules
-from midflight.server.domain import memberships
+from midflight.server.domain import gates, memberships
 from midflight.server.domain import model as m
 from midflight.server.domain.reasons import Reason
 from midflight.server.store import convert, events, invalidate
@@ -18,50 +18,74 @@ from midflight.server.store.bulk import Place, load_places
 from midflight.server.store.database import Database, claimed
 from midflight.server.store.devices import Answer, Device, Presence
 from midflight.server.store.fleet import Fleet, FleetCache
-from midflight.server.store.policies import Compliance, ComplianceChange, Deployment, Membership
+from midflight.server.store.policies import Compliance, ComplianceChange, Deployment, DeploymentRing, Membership
 
 CHUNK = 300
 _OPEN = (m.DeviceState.OFFERED.value, m.DeviceState.DOWNLOADING.value)
 
 
 def mark_silence(database: Database, cache: FleetCache, now: datetime) -> int:
-    """Find devices that fell silent after an offer, or were not there when their ring began; returns how many."""
+    """Find devices that fell silent after an offer or a success, or were not there when their ring began; returns how
+    many."""
     with database.read() as session:
         live = list(cache.get(session).live.values())
     count = 0
     for one in live:
-        it, opened = one.deployment, one.deployment.ring_since
-        if opened is None:
+        it = one.deployment
+        if it.ring_since is None:
             continue
-        shortest = min(ring.gate.silence_after for ring in one.policy.rings)
         with database.read() as session:
-            # of the ring in progress alone: rings that have passed wait for nobody
-            absent = (
-                (Membership.state == m.DeviceState.PENDING.value)
-                & (Membership.ring == it.ring)
-                & (Presence.last_seen < opened)
-            )
-            silent = (
-                Membership.state.in_(_OPEN)
-                & (Membership.offered < now - shortest)
-                & ((Presence.last_seen < now - shortest) | (Membership.since < now - shortest))
-            )
+            soaked = _soaked(session, it, one.policy, it.ring_since)
             overdue = (
                 select(Membership.device_id)
                 .join(Presence, Presence.device_id == Membership.device_id)
-                .where(
-                    Membership.deployment_id == it.id,
-                    silent | absent if it.effective is m.Effective.OFFERING and opened < now - shortest else silent,
-                )
+                .where(Membership.deployment_id == it.id, _overdue(it, one.policy, it.ring_since, soaked, now))
             )
             ids = sorted(session.scalars(overdue))
         for start in range(0, len(ids), CHUNK):
             with database.write() as session:
-                count += _silence(session, it, one.policy, ids[start : start + CHUNK], now)
+                count += _silence(session, it, one.policy, ids[start : start + CHUNK], soaked, now)
     return count
 
 
-def _silence(session: Session, it: m.Deployment, policy: m.Policy, ids: Sequence[str], now: datetime) -> int:
+def _soaked(session: Session, it: m.Deployment, policy: m.Policy, opened: datetime) -> datetime | None:
+    """When the soak of the ring in progress is over, by how it was counted last."""
+    line = session.get(DeploymentRing, (it.id, it.ring))
+    if line is None or it.ring >= len(policy.rings):
+        return None
+    states = {m.DeviceState(state): number for state, number in line.tally.items()}
+    return gates.soaked(policy.rings[it.ring].gate, m.RingTally(states, line.sampled), opened)
+
+
+def _overdue(
+    it: m.Deployment, policy: m.Policy, opened: datetime, soaked: datetime | None, now: datetime
+) -> ColumnElement[bool]:
+    """Which members may be silent or absent; :func:`memberships.silence` says which are."""
+    shortest = min(ring.gate.silence_after for ring in policy.rings)
+    silent = (
+        Membership.state.in_(_OPEN)
+        & (Membership.offered < now - shortest)
+        & ((Presence.last_seen < now - shortest) | (Membership.since < now - shortest))
+    )
+    found = [silent]
+    if it.effective is m.Effective.OFFERING and opened < now - shortest:
+        # of the ring in progress alone: rings that have passed wait for nobody
+        pending = Membership.state == m.DeviceState.PENDING.value
+        found.append(pending & (Membership.ring == it.ring) & (Presence.last_seen < opened))
+    after = type_coerce(Presence.last_seen, BigInteger) - type_coerce(Membership.since, BigInteger)
+    for index, gate in ((index, ring.gate) for index, ring in enumerate(policy.rings[: it.ring + 1]) if ring.gate.soak):
+        before = now - gate.silence_after
+        unheard = (Membership.since < before - gate.soak) & (after < gate.soak // timedelta(microseconds=1))
+        if index == it.ring and soaked is not None and soaked < before:
+            unheard |= Presence.last_seen < soaked
+        applied = (Membership.state == m.DeviceState.APPLIED.value) & (Membership.reason == Reason.APPLIED.value)
+        found.append(applied & (Membership.ring == index) & (Presence.last_seen < before) & unheard)
+    return or_(*found)
+
+
+def _silence(
+    session: Session, it: m.Deployment, policy: m.Policy, ids: Sequence[str], soaked: datetime | None, now: datetime
+) -> int:
     held = invalidate.lock(session, ids, skip_locked=True)
     rows = session.execute(
         select(Membership, Presence.last_seen)
@@ -72,9 +96,9 @@ def _silence(session: Session, it: m.Deployment, policy: m.Policy, ids: Sequence
     for row, last_seen in rows.all():
         if row.ring is None or row.ring >= len(policy.rings):
             continue
-        gate = policy.rings[row.ring].gate
-        opened = it.ring_since if row.ring == it.ring else None
-        after = memberships.silence(convert.membership_of(row), last_seen, gate, now, opened)
+        gate, current = policy.rings[row.ring].gate, row.ring == it.ring
+        opened, end = (it.ring_since, soaked) if current else (None, None)
+        after = memberships.silence(convert.membership_of(row), last_seen, gate, now, opened, end)
         if after is None:
             continue
         row.state, row.reason, row.detail, row.since = after.state.value, after.reason.value, after.detail, now
