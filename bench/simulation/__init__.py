@@ -81,11 +81,14 @@ def _compliance(world: World) -> None:
 def _sums(world: World, seconds: float) -> None:
     checker = world.checker
     checks = ", ".join(f"{count:,} of {kind}" for kind, count in sorted(checker.checks.items()))
-    print(f"\ncheck-ins decided {world.decisions:,}; exposure saved {world.exposure:,.0f} device hours;")
-    print(f"restarts spared {world.restarts:,}; processes stopped {world.stopped / 1000:,.1f} s in all")
-    print(f"checked: {checks}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"violations {sum(checker.violations.values())}; {seconds:,.0f} s of one core, {peak:,.0f} MiB")
+    print(f"\nchecked: {checks}; exposure saved {world.exposure:,.0f} device hours;")
+    print(f"restarts spared {world.restarts:,}; processes stopped {world.stopped / 1000:,.1f} s in all")
+    heads = ["devices", "contents", "applied", "check-ins", "decided", "violations", "seconds", "MiB"]
+    applied = sum(published.reached for published in world.published.values())
+    facts = (len(world.fleet), len(world.published), applied, world.checkins, world.decisions)
+    row = [f"{n:,}" for n in (*facts, sum(checker.violations.values()), round(seconds), round(peak))]
+    table("the run: check-ins gone through, those decided anew (the others are answered as before)", heads, [row])
     for promise, count in checker.violations.most_common():
         print(f"  {count} x {promise}: {checker.examples[promise]}")
 

@@ -6,12 +6,15 @@ was halted, revoked, held, barred and excluded. Nothing of :mod:`midflight.serve
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
-from bench.simulation.fleet import DAY, HOUR, OLD_KERNEL, Sim, moment
+from bench.simulation.fleet import DAY, HOUR, NEVER, OLD_KERNEL, Sim, moment
 from midflight.server.domain.model import Content, ContentKind
 
 DELAY = {"servers": 24 * HOUR, "laptops": 0, "kiosks": 48 * HOUR}
@@ -24,6 +27,9 @@ LIMITS: dict[str, list[tuple[int, int | None, float | None, int, int]]] = {
     "kiosks": [(8, 2, None, 36, 6), (50, None, 6, 60, 12)],
 }  # fmt: skip
 """Per ring: sample, failures and per cent tolerated, hours until silence, hours of soak."""
+PATIENCE = {"server": 4 * DAY, "kiosk": 15 * DAY, "laptop": 8 * DAY}
+"""Within what a device that is there restarts into a staged baseline: two windows, or deadline, grace and a weekend."""
+NONE, OUTCOMES = 255, ("", "good", "bad", "silent", "out")
 SLACK = 26 * HOUR
 """Silence is looked for twice a day, and not while the server is away."""
 
@@ -36,15 +42,18 @@ class Watch:
     content: Content
     start: int
     expedite: bool
-    roster: dict[int, int] = field(default_factory=dict)
-    """Device to ring; a device never changes it."""
-    outcome: dict[int, str] = field(default_factory=dict)
-    """Device to good, bad or silent."""
-    offered: dict[int, int] = field(default_factory=dict)
+    roster: bytearray = field(default_factory=bytearray)
+    """Ring of each device, or :data:`NONE`; a device never changes it."""
+    outcome: bytearray = field(default_factory=bytearray)
+    """Of each device, one of :data:`OUTCOMES`."""
+    offered: array[int] = field(default_factory=lambda: array("i"))
+    """When each was offered it first, or -1."""
     told: dict[int, int] = field(default_factory=dict)
     """When it began, while its answer is due."""
+    fresh: dict[int, int] = field(default_factory=dict)
+    """When it reported success, while it must be heard of again."""
     successes: dict[int, list[int]] = field(default_factory=dict)
-    """Per ring, when successes were reported."""
+    """Per ring, when the successes of the sample were reported."""
     counts: Counter[tuple[int, str]] = field(default_factory=Counter)
     ring: int = -1
     ring_since: int = 0
@@ -71,9 +80,25 @@ class Checker:
         self.revoked: dict[str, int] = {}
         self.held: dict[str, int] = {}
         """Contents held on the old kernel, and until when."""
+        self.expired: dict[str, int] = {}
+        """Contents and the first minute in which they may not be deployed any more."""
         self.policy_paused: dict[str, tuple[int, int]] = {}
         self.required: dict[str, list[tuple[Content, int]]] = {}
         self.checks: Counter[str] = Counter()
+        self.vanished: dict[int, list[Watch]] = {}
+        """Devices that count as silent after their success, until they come back."""
+        self._demand: dict[str, list[tuple[Content, int]]] = {}
+        self._demanded_at = -1
+
+    def watch(self, deployment: str, watch: Watch) -> None:
+        """There is a new deployment."""
+        count = len(self.fleet)
+        watch.roster, watch.outcome, watch.offered = (
+            bytearray([NONE]) * count,
+            bytearray(count),
+            array("i", [-1]) * count,
+        )
+        self.watches[deployment] = watch
 
     def violation(self, promise: str, what: str) -> None:
         """A promise was broken."""
@@ -87,61 +112,76 @@ class Checker:
         watch = self.watches[deployment]
         if ring is None:
             return
-        known = watch.roster.setdefault(device.index, ring)
-        if known != ring:
+        known = watch.roster[device.index]
+        watch.roster[device.index] = ring
+        if known not in (NONE, ring):
             self.violation(
                 "ring membership is stable", f"{device.id} moved from ring {known} to {ring} of {deployment}"
             )
 
     def offer(self, deployment: str, device: Sim, minute: int) -> None:
         """A device was offered content, to begin at once or in its window."""
-        self.watches[deployment].offered.setdefault(device.index, minute)
+        self.checks["offer"] += 1
+        watch = self.watches[deployment]
+        if watch.offered[device.index] < 0:
+            watch.offered[device.index] = minute
+        for promise, note in self._forbidden(watch, device, minute):
+            self._blame(promise, "was offered", deployment, device, minute, note)
 
     def applies(self, deployment: str, device: Sim, minute: int) -> None:
-        """A device begins to apply content."""
+        """A device begins to apply content: that was offered, and this is the time for it."""
         self.checks["apply"] += 1
-        watch, content = self.watches[deployment], self.watches[deployment].content
+        watch = self.watches[deployment]
         watch.told.setdefault(device.index, minute)
-        what = f"{device.id} ({device.kind}) applied {content.id} of {deployment} at {moment(minute):%Y-%m-%d %H:%M}"
+        if not self._may_begin(watch, device, minute):
+            self._blame("nothing begins outside the window", "applied", deployment, device, minute)
+
+    def _blame(self, promise: str, did: str, deployment: str, device: Sim, minute: int, note: str = "") -> None:
+        at = f"{moment(minute):%Y-%m-%d %H:%M}"
+        self.violation(promise, f"{device.id} ({device.kind}) {did} {deployment} at {at}{note and ': '}{note}")
+
+    def _forbidden(self, watch: Watch, device: Sim, minute: int) -> Iterator[tuple[str, str]]:
+        """Each promise that an offer breaks."""
+        content, ring = watch.content, watch.roster[device.index]
         if device.frozen:
-            self.violation("exclusion wins", what)
+            yield "exclusion wins", ""
         if device.disabled or device.policy != watch.policy:
-            self.violation("only governed devices", what)
+            yield "only governed devices", ""
         if watch.stopped or minute < watch.paused_until:
-            self.violation("what is paused, halted or stopped offers nothing", f"{what}: {watch.stopped}")
+            yield "what is paused, halted or stopped offers nothing", watch.stopped
         pause = self.policy_paused.get(watch.policy)
         if pause and pause[0] <= minute < pause[1]:
-            self.violation("what is paused, halted or stopped offers nothing", f"{what}: policy paused")
+            yield "what is paused, halted or stopped offers nothing", "policy paused"
         if content.id in self.revoked:
-            self.violation("what is revoked offers nothing", what)
-        if watch.roster.get(device.index, 99) > watch.ring:
-            self.violation("no ring before the gate of the ring before it", f"{what}: ring {watch.ring} in progress")
+            yield "what is revoked offers nothing", ""
+        if minute >= self.expired.get(content.id, NEVER):
+            yield "what is out of date offers nothing", ""
+        if ring > watch.ring:
+            yield "no ring before the gate of the ring before it", f"ring {watch.ring} in progress"
         if device.kernel == OLD_KERNEL and minute < self.held.get(content.id, 0):
-            self.violation("held combinations are not offered", what)
+            yield "held combinations are not offered", ""
         if content.id in device.bars:
-            self.violation("what failed on a device is barred there", what)
+            yield "what failed on a device is barred there", ""
         running = device.memory.get(content.package)
         if running is not None and running.sequence >= content.sequence:
-            self.violation("nothing is applied twice or downgraded", what)
+            yield "nothing is applied twice or downgraded", ""
         if content.kind is ContentKind.HOTPATCH and content.package == "openssl" and device.disk not in content.images:
-            self.violation("only the baselines it was made for", what)
+            yield "only the baselines it was made for", ""
         delay = DELAY[watch.policy] if content.kind is ContentKind.HOTPATCH or watch.policy != "servers" else 0
         if minute < watch.start + delay and not watch.approved:
-            self.violation("approvals and their delays", what)
+            yield "approvals and their delays", ""
         if watch.policy == "servers" and content.kind is ContentKind.BASELINE and not watch.approved:
-            self.violation("approvals and their delays", what)
-        if watch.policy == "servers" and watch.roster.get(device.index, 0) >= 3 and len(watch.ring_approved) < 2:
-            self.violation("two persons approve the fourth ring", what)
-        if not self._may_begin(watch, device, minute):
-            self.violation("nothing begins outside the window", what)
+            yield "approvals and their delays", ""
+        if watch.policy == "servers" and ring >= 3 and len(watch.ring_approved) < 2:
+            yield "two persons approve the fourth ring", ""
 
     def _may_begin(self, watch: Watch, device: Sim, minute: int) -> bool:
         if watch.expedite and watch.policy == "servers":
             return True
-        deadline = DEADLINE.get(watch.policy)
-        if deadline is not None and minute >= watch.offered.get(device.index, minute) + deadline:
+        deadline, offered = DEADLINE.get(watch.policy), watch.offered[device.index]
+        if deadline is not None and 0 <= offered <= minute - deadline:
             return True
-        return in_window(watch.policy, device.zone, moment(minute))
+        return in_window(watch.policy, device.zone, minute)
 
     def reverts(self, deployment: str, device: Sim, minute: int) -> None:
         """A device takes content out by order."""
@@ -151,11 +191,12 @@ class Checker:
 
     def restarts(self, device: Sim, minute: int, staged: int) -> None:
         """A device restarts into a baseline by itself."""
-        what = f"{device.id} restarted at {moment(minute)}"
+        self.checks["restart"] += 1
+        what = f"{device.id} ({device.kind}) restarted, {device.zone}, minute {minute}"
         if device.kind == "laptop":
             if minute < staged + 4 * DAY and minute < device.back + 2 * DAY:
                 self.violation("restarts keep deadline and grace", what)
-        elif not in_window(device.policy or "", device.zone, moment(minute)):
+        elif not in_window(device.policy or "", device.zone, minute):
             self.violation("restarts keep to the window", what)
 
     def reported(self, deployment: str, device: Sim, result: str, minute: int) -> None:
@@ -164,18 +205,31 @@ class Checker:
         watch.told.pop(device.index, None)
         if result == "applied":
             self._count(watch, device.index, "good")
-            watch.successes.setdefault(watch.roster[device.index], []).append(minute)
+            watch.fresh[device.index] = minute
+            ring = watch.roster[device.index]
+            successes = watch.successes.setdefault(ring, [])
+            if len(successes) < LIMITS[watch.policy][ring][0]:
+                successes.append(minute)
         elif result in ("failed", "crashed", "health_failed"):
             self._count(watch, device.index, "bad")
         elif result == "reverted":
             self._count(watch, device.index, "out")
 
+    def came_back(self, device: Sim) -> None:
+        """A device that counts as silent after its success is there again: what it runs says how it stands."""
+        for watch in self.vanished.pop(device.index):
+            if OUTCOMES[watch.outcome[device.index]] == "silent":
+                content = watch.content
+                runs = device.memory.get(content.package) is content or device.disk in content.images
+                self._count(watch, device.index, "good" if runs else "out")
+
     def _count(self, watch: Watch, index: int, outcome: str) -> None:
         ring = watch.roster[index]
-        before = watch.outcome.get(index)
+        watch.fresh.pop(index, None)
+        before = OUTCOMES[watch.outcome[index]]
         if before:
             watch.counts[ring, before] -= 1
-        watch.outcome[index] = outcome
+        watch.outcome[index] = OUTCOMES.index(outcome)
         watch.counts[ring, outcome] += 1
 
     # -- what the server decides
@@ -186,19 +240,17 @@ class Checker:
         if ring == watch.ring:
             return
         self.checks["gate"] += 1
-        if ring != watch.ring + 1:
-            self.violation("rings follow one another", f"{deployment} went from ring {watch.ring} to {ring}")
         if watch.ring >= 0:
             self._passed(deployment, watch, watch.ring, minute)
         watch.ring, watch.ring_since = ring, minute
 
     def _passed(self, deployment: str, watch: Watch, ring: int, minute: int) -> None:
-        sample, _, _, _, soak = LIMITS[watch.policy][ring]
-        members = [index for index, r in watch.roster.items() if r == ring]
+        sample, _, _, patience, soak = LIMITS[watch.policy][ring]
+        members = [index for index, r in enumerate(watch.roster) if r == ring]
         if not members:
             return
         good, bad = watch.counts[ring, "good"], watch.counts[ring, "bad"] + watch.counts[ring, "silent"]
-        able = sum(self._could(watch, index, minute) for index in members if index not in watch.outcome)
+        able = sum(self._could(watch, index, minute) for index in members if not watch.outcome[index])
         what = f"{deployment} ring {ring} passed at {moment(minute)}: {good} good, {bad} bad, {able} open"
         if good + max(bad, watch.accepted.get(ring, 0)) < sample and able:
             self.violation("a gate has its sample", what)
@@ -207,6 +259,20 @@ class Checker:
         sampled = watch.successes.get(ring, [])[:sample]
         if sampled and minute < sampled[-1] + soak * HOUR:
             self.violation("a gate soaks", what)
+        if sampled:
+            after = sampled[-1] + soak * HOUR
+            silent = minute - (soak + patience) * HOUR
+            heard = gone = 0
+            for index in members:
+                if OUTCOMES[watch.outcome[index]] != "good":
+                    continue
+                if self.fleet[index].heard(minute) >= after:
+                    heard += 1
+                elif silent > min(sampled[-1], watch.fresh.get(index, minute)):
+                    # it is silent by now, counted as such a little later here, and not waited for
+                    gone += 1
+            if heard < min(good - gone, sample):
+                self.violation("a gate hears of its sample after the soak", f"{what}, {heard} heard of")
         if self._beyond(watch, ring):
             self.violation("a gate beyond its limit does not pass", what)
 
@@ -224,7 +290,7 @@ class Checker:
         if device.kernel == OLD_KERNEL and minute < self.held.get(content.id, 0):
             return False
         patience = LIMITS[watch.policy][watch.roster[index]][3] * HOUR
-        if minute > max(device.seen, watch.ring_since) + patience:
+        if minute > max(device.heard(minute), watch.ring_since) + patience:
             # gone: silent if it was offered the content, absent if it was not; in neither case waited for
             return False
         if content.kind is ContentKind.HOTPATCH and content.package == "openssl":
@@ -257,8 +323,15 @@ class Checker:
     def _silence(self, watch: Watch, minute: int) -> None:
         for index, told in list(watch.told.items()):
             hours = LIMITS[watch.policy][watch.roster[index]][3]
-            if minute - told > hours * HOUR + SLACK and index not in watch.outcome:
+            if minute - told > hours * HOUR + SLACK and not watch.outcome[index]:
                 self._count(watch, index, "silent")
+        for index, success in list(watch.fresh.items()):
+            _, _, _, hours, soak = LIMITS[watch.policy][watch.roster[index]]
+            if self.fleet[index].heard(minute) >= success + soak * HOUR:
+                del watch.fresh[index]
+            elif minute - success > (soak + hours) * HOUR + SLACK:
+                self._count(watch, index, "silent")
+                self.vanished.setdefault(index, []).append(watch)
 
     def changed(self, deployment: str, before: str, after: str, minute: int, by_person: bool) -> None:
         """A deployment's effective state changed."""
@@ -275,36 +348,62 @@ class Checker:
         for ring, count in enumerate(shown):
             watch.accepted[ring] = max(count, watch.counts[ring, "bad"] + watch.counts[ring, "silent"])
 
-    def complies(self, device: Sim, admitted: bool, compliant: bool, minute: int) -> None:
-        """The server says whether a device is compliant."""
+    def complies(self, device: Sim, heard: int, admitted: bool, compliant: bool, minute: int) -> None:
+        """The server says whether a device is compliant; it heard of it last then."""
         self.checks["compliance"] += 1
-        what = f"{device.id} at {moment(minute)}"
-        if admitted and (device.seen < 0 or minute - device.seen >= 8 * DAY):
-            self.violation("stale is not compliant", what)
+        if admitted and minute - heard >= 8 * DAY:
+            self.violation("stale is not compliant", f"{device.id}, minute {minute}")
         if admitted and (device.policy is None or device.frozen or device.disabled):
-            self.violation("unassigned, in conflict or disabled is not compliant", what)
-        if not admitted or device.policy is None:
+            self.violation("unassigned, in conflict or disabled is not compliant", f"{device.id}, minute {minute}")
+        self._restarted(device, heard, minute)
+        if not admitted or device.policy is None or device.pending:
+            # what the device did since its last report is not known to the server yet
             return
-        for content, since in self.required.get(device.policy, ()):
-            if content.id in self.revoked or self.watches[f"{content.id}@{device.policy}"].revert:
-                continue
+        for content, since in self._demanded(device.policy, minute):
             if content.package == "nginx" and not device.nginx:
                 continue
             running = device.memory.get(content.package)
-            fixed = int(device.disk[1:]) >= content.sequence if content.package == "openssl" else False
+            if content.package == "openssl" and int(device.disk[1:]) >= content.sequence:
+                continue
             if running is not None and running.sequence >= content.sequence:
-                fixed = True
-            # what the device did since its last report is not known to the server yet
-            late = minute >= max(since, device.enrolled) + 14 * DAY
-            if not fixed and not device.pending and (compliant or late):
-                self.violation("a missing fix is not compliant", f"{what}: {content.id}")
+                continue
+            if compliant or minute >= max(since, device.enrolled) + 14 * DAY:
+                self.violation("a missing fix is not compliant", f"{device.id}, minute {minute}: {content.id}")
+
+    def _restarted(self, device: Sim, heard: int, minute: int) -> None:
+        """A staged baseline does not wait for ever: servers have a window each night, kiosks one a week, laptops a
+        deadline and a grace, which begins anew when one was away."""
+        if device.staged is None or minute - heard > DAY or device.kind not in PATIENCE:
+            return
+        if minute > max(device.staged[2], device.back) + PATIENCE[device.kind]:
+            self.violation("restarts come by their deadline", f"{device.id} ({device.kind}), minute {minute}")
+
+    def _demanded(self, policy: str, minute: int) -> list[tuple[Content, int]]:
+        """What a policy requires at a time, as the administrators of this fleet see it."""
+        if self._demanded_at != minute:
+            self._demanded_at = minute
+            self._demand = {
+                each: [
+                    (content, since)
+                    for content, since in required
+                    if content.id not in self.revoked
+                    and minute < self.expired.get(content.id, NEVER)
+                    and not self.watches[f"{content.id}@{each}"].revert
+                ]
+                for each, required in self.required.items()
+            }
+        return self._demand.get(policy, [])
 
 
-def in_window(policy: str, zone: str, now: datetime) -> bool:
+def in_window(policy: str, zone: str, minute: int) -> bool:
     """By the clock on the wall: servers from 01:00 for 4 h, kiosks on Sundays from 22:00 for 6 h, laptops always."""
-    if policy == "laptops":
-        return True
-    place = ZoneInfo(zone)
+    # clocks are changed at whole quarters of an hour, and windows open and close at such
+    return policy == "laptops" or _in_window(policy, zone, minute // 15)
+
+
+@lru_cache(maxsize=4096)
+def _in_window(policy: str, zone: str, quarter: int) -> bool:
+    now, place = moment(quarter * 15), ZoneInfo(zone)
     hour, length, sundays = (1, 4, False) if policy == "servers" else (22, 6, True)
     for back in (0, 1):
         day = now.astimezone(place).date() - timedelta(days=back)

@@ -32,25 +32,20 @@ if TYPE_CHECKING:
 
 ALL = ("servers", "laptops", "kiosks")
 UNPLANNED = datetime(2026, 5, 1).date()
-OUTAGES = (
-    (40 * DAY + 9 * HOUR, 40 * DAY + 13 * HOUR),
-    (103 * DAY + 20 * HOUR, 104 * DAY + 14 * HOUR),
-    (255 * DAY, 256 * DAY + 6 * HOUR),
-)
-"""The server is away: nobody checks in, no work is done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """What is wrong with a content: it crashes, or cuts the device off (``mute``), with a chance, on a kernel or
-    all."""
+    """What is wrong with a content: with a chance, on a kernel or all, it crashes, or cuts the device off before it
+    can say anything (``mute``) or after it reported success (``fades``)."""
 
     chance: float
     kernel: str = ""
     mute: bool = False
+    fades: bool = False
 
 
-BAD = {2: Bad(0.9, mute=True), 3: Bad(0.8, kernel=OLD_KERNEL), 8: Bad(0.5)}
+BAD = {2: Bad(0.9, mute=True), 3: Bad(0.8, kernel=OLD_KERNEL), 8: Bad(0.5), 9: Bad(0.9, fades=True)}
 """By month of the hotpatch."""
 
 
@@ -83,7 +78,16 @@ class Scenario:
         gone = replace(_content(1, ContentKind.HOTPATCH, "n0", 1), id="nginx-1", package="nginx")
         self._release(22 * DAY, gone, ("servers",))
         self._due.append((24 * DAY + 9 * HOUR, lambda: self._revoke(gone.id)))
-        nginx = replace(_content(2, ContentKind.HOTPATCH, "n0", 9), id="nginx-2", package="nginx")
+        # its last day of deployment comes before all have it
+        short = replace(
+            _content(2, ContentKind.HOTPATCH, "n0", 2),
+            id="nginx-2",
+            package="nginx",
+            deployable_until=moment(29 * DAY),
+        )
+        self._release(26 * DAY, short, ("servers",))
+        world.checker.expired[short.id] = 29 * DAY
+        nginx = replace(_content(3, ContentKind.HOTPATCH, "n0", 9), id="nginx-3", package="nginx")
         self._release(262 * DAY, nginx, ("servers",), expedite=True)
         quick = _content(113, ContentKind.HOTPATCH, "b100", 11)
         self._release(322 * DAY, quick, ("servers", "laptops"), expedite=True)
@@ -117,9 +121,12 @@ class Scenario:
         """What the administrator is shown before publishing an unplanned baseline."""
         world = self.world
         known = [
-            (device.known, world.governed[device.index][1].policy if device.policy == "servers" else None)
+            (
+                replace(device.alike.facts, id=device.id),
+                device.alike.governance.policy if device.policy == "servers" else None,
+            )
             for device in world.fleet
-            if device.index in world.governed
+            if device.alike is not None
         ]
         return off_track(baseline, known, self.calendar, world.catalogue, moment(world.now).date())
 
@@ -145,7 +152,7 @@ class Scenario:
         """Look at what a gate halted: hold a combination, take it out, or go on."""
         world, now = self.world, moment(minute)
         bad = world.published[live.content.id].bad
-        found = [s for s in safeguards.suggest(live.outcomes) if s.field == "kernel"]
+        found = [s for s in safeguards.suggest(live.outcomes.elements()) if s.field == "kernel"]
         if bad and not bad.kernel:
             live.deployment = rollout.revert(live.deployment)
             world.checker.watches[live.deployment.id].revert = True
@@ -155,6 +162,7 @@ class Scenario:
             hold = found[0].safeguard(f"sg-{len(world.holds)}", now)
             world.holds.append(hold)
             world.checker.held[live.content.id] = minute + 60 * DAY
+            world.forget()
             self.notes.append(f"held {live.content.id} on {hold.kernel}: {hold.reason}")
             world.touch([device for device in world.fleet if device.kernel == hold.kernel])
         live.deployment = rollout.resume(live.deployment, world.situation(live), now)
@@ -167,6 +175,7 @@ class Scenario:
         known = world.catalogue[content]
         world.catalogue.contents[content] = replace(known, revoked=Revocation(moment(world.now), "wrong fix"))
         world.checker.revoked[content] = world.now
+        world.forget()
         for policy in ALL:
             world.compile(policy)
 

@@ -2,25 +2,32 @@
 
 What devices do is simulated here; what they may do is decided by :mod:`midflight.server.domain` alone, by the
 functions that the server calls; whether that was right is judged by :mod:`bench.simulation.checker`. A device that
-has nothing to do is looked at every few days instead of every five minutes; one that has is woken as it would be.
+has nothing to do is looked at every few days instead of every five minutes; one that has is woken as it would be, and
+when each was heard of last is known to the minute.
+
+What the rules say of facts is asked once for all devices with the same facts, and again when anything changed that it
+depends on; a device that nothing has changed for since it was answered is answered as before, as the server does it.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import Random
 
 from bench.simulation.checker import Checker, Watch
-from bench.simulation.fleet import BEGIN, DAY, GROUPS, HOUR, Sim, build, moment, policies
-from bench.simulation.scenario import OUTAGES, Bad, Scenario
+from bench.simulation.fleet import BEGIN, DAY, GROUPS, HOUR, NEVER, OUTAGES, Alike, Sim, Traits, build, moment, policies
+from bench.simulation.scenario import Bad, Scenario
 from midflight.server.domain import (
     audience,
     compliance,
     coverage,
     deadlines,
+    gates,
     memberships,
     offers,
     rings,
@@ -38,7 +45,6 @@ from midflight.server.domain.model import (
     Deployment,
     DeviceState,
     Effective,
-    Gate,
     Membership,
     Policy,
     RingTally,
@@ -46,9 +52,13 @@ from midflight.server.domain.model import (
 from midflight.server.domain.reasons import Reason
 
 IDLE = 4 * DAY
+READY = DAY
+"""As the server's background work has it: seen so lately, a device is ready to be among the first."""
 _HALTS = (Reason.HALTED_BY_FAILURES, Reason.HALTED_BY_SILENCE, Reason.REVERTING_BY_GATE)
 _OPEN = (DeviceState.OFFERED, DeviceState.DOWNLOADING)
 _BAD = (Result.FAILED, Result.CRASHED, Result.HEALTH_FAILED)
+_DEVICES = 1 << 20
+"""More than there are."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,10 +71,12 @@ class Live:
     tallies: list[dict[DeviceState, int]] = field(default_factory=list)
     sampled: list[datetime | None] = field(default_factory=list)
     successes: list[int] = field(default_factory=list)
-    members: list[list[int]] = field(default_factory=list)
+    members: list[array[int]] = field(default_factory=list)
     open: set[int] = field(default_factory=set)
     running: set[int] = field(default_factory=set)
-    outcomes: list[safeguards.Outcome] = field(default_factory=list)
+    fresh: dict[int, int] = field(default_factory=dict)
+    """Whose success is to be confirmed: by when it must be heard of again, at the latest."""
+    outcomes: Counter[safeguards.Outcome] = field(default_factory=Counter)
     started: bool = False
     reached: int = 0
     halted: int = 0
@@ -80,10 +92,15 @@ class Published:
     at: int
     bad: Bad | None
     affected: int = 0
-    fixed: list[int] = field(default_factory=list)
+    fixed: array[int] = field(default_factory=lambda: array("i"))
     reached: int = 0
     halts: list[tuple[int, int]] = field(default_factory=list)
     """When, and how many devices it had reached by then."""
+
+
+def _effect(plans: tuple[offers.Plan, ...]) -> list[tuple[object, ...]]:
+    """What of them changes the answers for all members; a ring that is opened changes those of its own alone."""
+    return [(p.deployment, p.offers, p.reverts, p.expedited) for p in plans if p.offers or p.reverts]
 
 
 class World:
@@ -95,19 +112,32 @@ class World:
         self.fleet = build(count, seed, self.minutes)
         self.checker = Checker(self.fleet)
         self.policies: dict[str, Policy] = policies()
+        self.governed_by: dict[str | None, list[Sim]] = {policy: [] for policy in (None, *self.policies)}
+        for device in self.fleet:
+            self.governed_by[device.policy].append(device)
         self.groups = audience.Groups(GROUPS)
         self.catalogue = Catalogue()
         self.scenario = Scenario(self)
         self.live: dict[str, Live] = {}
-        self.plans: dict[str, tuple[offers.Plan, ...]] = {}
+        self.alive: dict[str | None, list[Live]] = {policy: [] for policy in self.governed_by}
+        """Those of each policy that have not ended."""
+        self.plans: dict[str | None, tuple[offers.Plan, ...]] = dict.fromkeys(self.governed_by, ())
+        self.answers: dict[str | None, int] = dict.fromkeys(self.governed_by, 0)
+        """How often the plans of a policy changed so that answers change."""
+        self.state: dict[str | None, int] = dict.fromkeys(self.governed_by, 0)
+        """How often anything changed that standings are made from."""
+        self.alike: dict[Traits, Alike] = {}
+        self.standings: dict[str | None, dict[Alike, offers.Standing]] = {policy: {} for policy in self.governed_by}
+        """By the facts alone, without memberships."""
         self.holds: list[safeguards.Safeguard] = []
+        self.in_force: list[safeguards.Safeguard] = []
         self.published: dict[str, Published] = {}
-        self.queue: list[list[tuple[int, int]]] = [[] for _ in range(days * 24 + 1)]
+        self.queue: list[list[int]] = [[] for _ in range(days * 24 + 1)]
+        """By hour: check-ins that are due, each as minute and device in one number."""
         self.now = 0
         self.checkins = self.decisions = 0
         self.exposure = self.stopped = 0.0
         self.restarts = 0
-        self.governed: dict[int, tuple[frozenset[str], audience.Governance]] = {}
         self.compliance: list[tuple[int, compliance.Overview]] = []
 
     # -- time
@@ -115,7 +145,7 @@ class World:
     def run(self, until: str = "", each_month: Callable[[int], None] | None = None) -> None:
         """Let time pass, hour by hour, to the end, or until a promise is broken."""
         for device in self.fleet:
-            self.schedule(device, device.enrolled + self.random.randrange(HOUR))
+            self.schedule(device, device.enrolled + self.within(HOUR))
         for hour in range(self.minutes // HOUR):
             self.now = hour * HOUR
             if each_month and self.now % (30 * DAY) == 0:
@@ -130,7 +160,7 @@ class World:
             bucket = self.queue[hour]
             heapq.heapify(bucket)
             while bucket:
-                minute, index = heapq.heappop(bucket)
+                minute, index = divmod(heapq.heappop(bucket), _DEVICES)
                 device = self.fleet[index]
                 if device.due == minute:
                     self.check_in(device, minute)
@@ -140,23 +170,32 @@ class World:
                 break
         self._settle()
 
+    def within(self, minutes: int) -> int:
+        """A number of minutes below that, by chance."""
+        return int(self.random.random() * minutes)
+
     def schedule(self, device: Sim, minute: int) -> None:
         """The device's next check-in, when it is on; it never goes back in time."""
-        minute = device.online(minute)
+        if device.absences or device.kind == "laptop" or minute >= device.retired:
+            minute = device.online(minute)
         device.due = minute
-        if minute // HOUR < len(self.queue):
-            heapq.heappush(self.queue[minute // HOUR], (minute, device.index))
+        hour = minute // HOUR
+        if hour < len(self.queue):
+            # buckets of hours to come are put in order when their time has come
+            put = heapq.heappush if hour == self.now // HOUR else list.append
+            put(self.queue[hour], minute * _DEVICES + device.index)
 
     def wake(self, device: Sim, within: int = HOUR) -> None:
         """Something is there for a device: its next ordinary check-in finds it, at a time the server paces."""
-        minute = self.now + self.random.randrange(5, 5 + within)
+        minute = self.now + 5 + self.within(within)
         if device.enrolled <= self.now and minute < device.due:
             self.schedule(device, minute)
 
     def _postpone(self, hour: int, back: int) -> None:
-        for minute, index in self.queue[hour]:
+        for due in self.queue[hour]:
+            minute, index = divmod(due, _DEVICES)
             if self.fleet[index].due == minute:
-                self.schedule(self.fleet[index], back + self.random.randrange(HOUR))
+                self.schedule(self.fleet[index], back + self.within(HOUR))
         self.queue[hour] = []
 
     # -- what the server's background work does
@@ -164,6 +203,8 @@ class World:
     def background(self, minute: int) -> None:
         """Advance each deployment, mark silence."""
         now = moment(minute)
+        if safeguards.in_force(self.holds, now) != self.in_force:
+            self.forget()
         for live in list(self.live.values()):
             if live.ended or (live.deployment.effective is Effective.DONE and minute % (6 * HOUR)):
                 continue
@@ -190,6 +231,7 @@ class World:
                 self.checker.opened(after.id, ring, minute)
                 if ring < len(live.members):
                     for index in live.members[ring]:
+                        self.fleet[index].answered = -1
                         self.wake(self.fleet[index])
         if before.ring_since is None and after.ring_since is not None:
             self.checker.required.setdefault(live.policy, []).append((live.content, minute))
@@ -202,11 +244,19 @@ class World:
                 self.wake(self.fleet[index])
         # one that was away may still come back with what was reverted
         live.ended = rollout.final(after) and after.reason is not Reason.DONE_REVERTED
+        if live.ended:
+            self.alive[live.policy].remove(live)
         self.compile(live.policy)
 
     def situation(self, live: Live) -> rollout.Situation:
         """What the deployment is judged by: counts that a database would give."""
         tallies = [RingTally(states, last) for states, last in zip(live.tallies, live.sampled, strict=True)]
+        it, policy = live.deployment, self.policies[live.policy]
+        if it.effective is Effective.OFFERING and it.ring < len(tallies):
+            soaked = self._soaked(live)
+            if soaked is not None and 0 <= soaked <= self.now:
+                sample = policy.rings[it.ring].gate.min_sample
+                tallies[it.ring] = replace(tallies[it.ring], heard=self._heard(live, sample, soaked))
         superseded = any(
             other.policy == live.policy
             and other.content.package == live.content.package
@@ -215,68 +265,116 @@ class World:
             and other.deployment.reason is Reason.DONE_OFFERED
             for other in self.live.values()
         )
-        policy = self.policies[live.policy]
         return rollout.Situation(self.catalogue[live.content.id], policy, tallies, superseded, len(live.running))
+
+    def _soaked(self, live: Live) -> int | None:
+        """When the soak of the ring in progress is over."""
+        it, rings = live.deployment, self.policies[live.policy].rings
+        if it.ring_since is None or it.ring >= len(rings):
+            return None
+        tally = RingTally(live.tallies[it.ring], live.sampled[it.ring])
+        end = gates.soaked(rings[it.ring].gate, tally, it.ring_since)
+        return None if end is None else (end - BEGIN) // timedelta(minutes=1)
+
+    def _heard(self, live: Live, sample: int, soaked: int) -> datetime:
+        """Since when as many of the ring in progress that applied it as its sample needs were heard of; it is looked
+        no further once they were after the soak."""
+        it, heard = live.deployment, []
+        needed = min(sample, live.tallies[it.ring].get(gates.GOOD, 0))
+        for index in live.members[it.ring]:
+            device = self.fleet[index]
+            if device.memberships[it.id].state is gates.GOOD:
+                heard.append(device.heard(self.now))
+                if heard[-1] >= soaked:
+                    needed -= 1
+                    if needed <= 0:
+                        break
+        return moment(min(sorted(heard, reverse=True)[: max(1, min(sample, len(heard)))], default=-1))
 
     def compile(self, policy: str) -> None:
         """Deployments as decisions need them."""
-        mine = [live for live in self.live.values() if live.policy == policy and not live.ended]
         rules = self.policies[policy]
-        self.plans[policy] = offers.compile_plans(
-            offers.compile_plan(live.deployment, rules, self.catalogue[live.content.id]) for live in mine
+        plans = offers.compile_plans(
+            offers.compile_plan(live.deployment, rules, self.catalogue[live.content.id]) for live in self.alive[policy]
         )
+        if _effect(plans) != _effect(self.plans[policy]):
+            self.answers[policy] += 1
+        self.plans[policy] = plans
+
+    def forget(self, policies: Iterable[str | None] = ()) -> None:
+        """A deployment of these policies began, or content or holds changed: standings are made anew."""
+        self.in_force = safeguards.in_force(self.holds, moment(self.now))
+        for policy in policies or self.standings:
+            self.standings[policy].clear()
+            self.state[policy] += 1
 
     def _recruit(self, live: Live) -> None:
         """At the start: rings for all that can take it."""
         live.started = True
+        self.forget([live.policy])
         now = self.now
         candidates: dict[str, rings.Candidate] = {}
         chosen: list[Sim] = []
-        for device in self.fleet:
-            if device.policy != live.policy or device.enrolled > now or device.seen < 0:
+        content = live.content.id
+        for device in self.governed_by[live.policy]:
+            if device.alike is None:
                 continue
-            self.renew(device, join=False)
-            mine = device.standing
-            content = live.content.id
-            if live.deployment.id in mine.outside or content in mine.fixed or content in mine.ineligible:
+            facts = self._standing(device.alike, live.policy)
+            if live.deployment.id in facts.outside or content in facts.fixed or content in facts.ineligible:
                 continue
-            groups = self.governed[device.index][0]
-            candidates[device.id] = rings.Candidate(groups, content not in mine.held and now - device.seen < 5 * DAY)
+            ready = content not in facts.held and now - device.heard(now) < READY
+            candidates[device.id] = rings.Candidate(device.alike.groups, ready)
             chosen.append(device)
         assigned = rings.assign(self.policies[live.policy].rings, live.deployment.id, candidates)
         for device in chosen:
             self.set(live, device, Membership(assigned[device.id]))
 
     def _silence(self, live: Live, now: datetime) -> None:
-        gates = [ring.gate for ring in self.policies[live.policy].rings]
-        if live.deployment.effective is Effective.OFFERING:
-            self._absence(live, live.deployment.ring, gates[live.deployment.ring], now)
-        for index in list(live.open):
+        """As the server's background work looks for it: who was offered it, who applied it, and in the ring in
+        progress who was not there."""
+        it, gate_of = live.deployment, [ring.gate for ring in self.policies[live.policy].rings]
+        soaked, shortest = self._soaked(live), min(gate.silence_after for gate in gate_of) // timedelta(minutes=1)
+        open_ring = live.members[it.ring] if it.effective is Effective.OFFERING and it.ring < len(gate_of) else ()
+        absent = [i for i in open_ring if self.fleet[i].memberships[it.id].state is DeviceState.PENDING]
+        unheard = []
+        for index, soak_end in list(live.fresh.items()):
+            heard = self.fleet[index].heard(self.now)
+            if self.now - heard > shortest:
+                unheard.append(index)
+            elif heard >= soak_end and self.fleet[index].memberships[it.id].ring != it.ring:
+                del live.fresh[index]
+        for index in [*absent, *live.open, *unheard]:
             device = self.fleet[index]
-            membership = device.standing.memberships[live.deployment.id]
-            if membership.ring is not None:
-                silent = memberships.silence(membership, moment(device.seen), gates[membership.ring], now)
-                if silent:
-                    self.set(live, device, silent)
-
-    def _absence(self, live: Live, ring: int, gate: Gate, now: datetime) -> None:
-        for index in live.members[ring]:
-            device = self.fleet[index]
-            membership = device.standing.memberships[live.deployment.id]
-            seen, since = moment(device.seen), live.deployment.ring_since
-            absent = memberships.silence(membership, seen, gate, now, since)
-            if absent and absent.reason is Reason.ABSENT:
-                self.set(live, device, absent)
+            membership = device.memberships[it.id]
+            ring = membership.ring
+            if ring is None:
+                continue
+            opened, end = (it.ring_since, soaked) if ring == it.ring else (None, None)
+            found = memberships.silence(
+                membership,
+                moment(device.heard(self.now)),
+                gate_of[ring],
+                now,
+                opened,
+                None if end is None else moment(end),
+            )
+            if found:
+                self.set(live, device, found)
+                device.answered = -1
 
     def set(self, live: Live, device: Sim, after: Membership) -> None:
         """Write a membership, and keep the counts."""
-        table = device.standing.memberships
-        before = table.get(live.deployment.id)
-        table[live.deployment.id] = after  # type: ignore[index]
+        before = device.memberships.get(live.deployment.id)
+        device.memberships[live.deployment.id] = after
         if after.state in _OPEN:
             live.open.add(device.index)
         else:
             live.open.discard(device.index)
+        if after.state is not DeviceState.APPLIED:
+            live.fresh.pop(device.index, None)
+        elif after.ring is not None and after.reason is Reason.APPLIED:
+            soak = self.policies[live.policy].rings[after.ring].gate.soak
+            live.fresh[device.index] = self.now + HOUR + soak // timedelta(minutes=1)
         if before is not None and before.ring is not None:
             live.tallies[before.ring][before.state] -= 1
         if after.ring is None:
@@ -293,32 +391,42 @@ class World:
 
     # -- a device checks in
 
-    def renew(self, device: Sim, join: bool = True) -> None:
-        """Make a device's standing anew: its facts, its groups or the deployments changed."""
-        device.known = facts = device.facts()
-        if device.moved:
-            # rules over tags alone: only a changed tag moves a device
+    def renew(self, device: Sim) -> None:
+        """Make a device's standing anew: its facts, its groups, the deployments or the holds changed."""
+        if device.stale or device.alike is None:
+            device.alike, device.stale = self._alike(device), False
+        say = self._standing(device.alike, device.policy)
+        device.standing = offers.Standing(
+            device.memberships, say.running, say.fixed, say.ineligible, say.held, say.bars, say.outside, say.disabled
+        )
+        device.answered, device.knows = -1, self.state[device.policy]
+        for live in self.alive[device.policy]:
+            if live.started and live.deployment.id not in device.memberships:
+                self._join(live, device, device.alike.groups)
+
+    def _alike(self, device: Sim) -> Alike:
+        """What is known of all devices with the facts that this one has now."""
+        traits = device.traits()
+        known = self.alike.get(traits)
+        if known is None:
+            facts = device.facts()
             groups = self.groups.of(facts)
-            self.governed[device.index] = (groups, audience.governing(self.policies.values(), groups))
-            device.moved = False
-        groups, governance = self.governed[device.index]
-        mine = [live for live in self.live.values() if live.policy == device.policy and not live.ended]
-        live = [(each.deployment, self.policies[each.policy]) for each in mine]
-        holds = safeguards.in_force(self.holds, moment(self.now))
-        table = device.standing.memberships
-        device.standing = standing.standing(facts, groups, governance, table, live, self.catalogue, holds)
-        device.windows = governance.policy.windows if governance.policy else ()
-        device.stale = False
-        if join:
-            for each in mine:
-                self._join(each, device, groups)
+            known = self.alike[traits] = Alike(facts, groups, audience.governing(self.policies.values(), groups))
+        return known
+
+    def _standing(self, alike: Alike, policy: str | None) -> offers.Standing:
+        """What the rules say of all devices with these facts."""
+        found = self.standings[policy].get(alike)
+        if found is None:
+            live = [(each.deployment, self.policies[each.policy]) for each in self.alive[policy]]
+            found = self.standings[policy][alike] = standing.standing(
+                alike.facts, alike.groups, alike.governance, {}, live, self.catalogue, self.in_force
+            )
+        return found
 
     def _join(self, live: Live, device: Sim, groups: frozenset[str]) -> None:
         """A newcomer, or one that can take it at last."""
         mine, content = device.standing, live.content.id
-        known = mine.memberships.get(live.deployment.id)
-        if not live.started or (known is not None and known.ring is not None):
-            return
         if (
             live.deployment.id in mine.outside
             or content in mine.fixed
@@ -336,56 +444,67 @@ class World:
         if minute >= device.retired:
             return
         self.checkins += 1
-        came = device.online(device.seen + 1) if device.seen >= 0 else minute
-        if came - device.seen > DAY:
-            device.back = came
+        if minute - device.seen > DAY:
+            came = device.online(device.seen + 1) if device.seen >= 0 else minute
+            if came - device.seen > DAY:
+                device.back = came
         device.seen = minute
+        if device.index in self.checker.vanished:
+            self.checker.came_back(device)
         now = moment(minute)
         if device.staged and 0 <= device.restart <= minute:
             self._restart(device, minute)
-        self.report(device, minute, now)
-        if device.stale:
+        if device.pending:
+            self.report(device, minute, now)
+        if device.stale or device.knows != self.state[device.policy]:
             self.renew(device)
-        plans = self.plans.get(device.policy or "", ())
-        spans = windows.schedule(device.windows, device.zone, now) if device.windows and plans else ()
-        self.decisions += 1
-        decision = offers.decide(device.standing, plans, spans, now)
-        waits = False
-        for deployment, verdict in decision.verdicts.items():
-            changed = memberships.follow(device.standing.memberships[deployment], verdict, now)
-            if changed:
-                self.set(self.live[deployment], device, changed)
-        following = minute + IDLE + self.random.randrange(DAY)
-        for action in decision.actions:
-            if action.kind is not offers.ActionKind.REVERT:
-                self.checker.offer(action.deployment, device, minute)
-            if action.begin_now:
-                if not device.pending:
-                    self.act(device, action, minute)
-                following = minute + self.random.randrange(6, 16)
-            else:
-                waits = True
-        if device.staged:
-            # it checks in every five minutes in truth; this often is enough not to be taken for silent
-            following = min(following, minute + 12 * HOUR)
-        if waits and following > minute + 12 * HOUR:
-            opens = (spans[0].start - BEGIN) // timedelta(minutes=1) if spans else minute + DAY
-            following = minute + 12 * HOUR
-            if opens < following:
-                following = max(minute + 5, opens + self.random.randrange(2 * HOUR))
+        following = minute + IDLE + self.within(DAY)
+        if device.answered != self.answers[device.policy]:
+            following = min(following, self.decide(device, minute, now))
         if device.staged and 0 <= device.restart < following:
             following = max(minute + 1, device.restart)
         self.schedule(device, following)
 
+    def decide(self, device: Sim, minute: int, now: datetime) -> int:
+        """Ask the rules what a device gets now, and let it follow; returns when it has a reason to come again."""
+        plans = self.plans[device.policy]
+        governing = device.alike.governance.policy if device.alike else None
+        spans = windows.schedule(governing.windows, device.zone, now) if governing and governing.windows else ()
+        self.decisions += 1
+        decision = offers.decide(device.standing, plans, spans, now)
+        for deployment, verdict in decision.verdicts.items():
+            changed = memberships.follow(device.memberships[deployment], verdict, now)
+            if changed:
+                self.set(self.live[deployment], device, changed)
+        for action in decision.actions:
+            if action.kind is not offers.ActionKind.REVERT:
+                self.checker.offer(action.deployment, device, minute)
+        following = NEVER
+        for action in decision.actions:
+            if action.begin_now:
+                if not device.pending:
+                    self.act(device, action, minute)
+                following = minute + 6 + self.within(10)
+            elif spans:
+                opens = (spans[0].start - BEGIN) // timedelta(minutes=1)
+                following = min(following, max(minute + 5, opens + self.within(2 * HOUR)))
+        # where nothing is to be done, and nothing is to be tried again, only a change brings another answer
+        settled = not decision.actions
+        for plan in plans:
+            membership = device.memberships.get(plan.deployment)
+            if membership is not None and membership.state is DeviceState.INELIGIBLE:
+                settled = settled and offers.offered_again(membership) is None
+        device.answered = self.answers[device.policy] if settled else -1
+        return following
+
     def report(self, device: Sim, minute: int, now: datetime) -> None:
         """What the device did since its last check-in reaches the server."""
         pending, device.pending = device.pending, []
+        device.stale = True
         for deployment, result in pending:
             live, word = self.live[deployment], Result(result)
-            membership = device.standing.memberships[deployment]
-            self.set(live, device, memberships.report(membership, word, now))
+            self.set(live, device, memberships.report(device.memberships[deployment], word, now))
             self.checker.reported(deployment, device, result, minute)
-            device.stale = True
             if word is Result.APPLIED and live.content.kind is ContentKind.HOTPATCH:
                 if device.memory.get(live.content.package) is live.content:
                     live.running.add(device.index)
@@ -393,7 +512,10 @@ class World:
                 live.running.discard(device.index)
             if word is Result.APPLIED or word in _BAD:
                 facts = (("kernel", device.kernel), ("platform", "linux-x86_64"))
-                live.outcomes.append(safeguards.Outcome(live.content.id, word in _BAD, facts))
+                live.outcomes[safeguards.Outcome(live.content.id, word in _BAD, facts)] += 1
+        if device.fades:
+            device.fades = False
+            device.absences = sorted([*device.absences, (minute + 1, minute + 9 * DAY)])
 
     # -- what a device does
 
@@ -421,7 +543,7 @@ class World:
             self.stopped += 0.2 * self.random.random() + 0.1
             self.fixed(device, content, minute)
         elif result is Result.CRASHED:
-            device.bars.add(content.id)
+            device.bars |= {content.id}
         device.pending.append((action.deployment, result))
 
     def _fate(self, device: Sim, content: Content) -> Result:
@@ -431,6 +553,8 @@ class World:
         if bad and (not bad.kernel or device.kernel == bad.kernel) and self.random.random() < bad.chance:
             if bad.mute:
                 device.absences = sorted([*device.absences, (device.seen + 1, device.seen + 9 * DAY)])
+            device.fades = bad.fades
+            if bad.mute or bad.fades:
                 return Result.APPLIED
             return Result.CRASHED
         return Result.APPLIED
@@ -455,7 +579,7 @@ class World:
         if plan.in_window is not None and device.kind != "laptop":
             begin = max(minute + 5, (plan.in_window.start - BEGIN) // timedelta(minutes=1))
             end = (plan.in_window.end - BEGIN) // timedelta(minutes=1)
-            device.restart = begin + self.random.randrange(max(1, end - begin - 5))
+            device.restart = begin + self.within(max(1, end - begin - 5))
         elif plan.forced is not None:
             device.restart = (plan.forced - BEGIN) // timedelta(minutes=1)
 
@@ -505,25 +629,31 @@ class World:
             )
             for policy in self.policies
         }
-        found = []
+        found: list[compliance.Compliance] = []
+        words: dict[tuple[Alike, int, int], compliance.Compliance] = {}
         for device in self.fleet:
-            if device.enrolled > minute or device.retired <= minute or device.index not in self.governed:
+            if device.enrolled > minute or device.retired <= minute or device.alike is None:
                 continue
-            governance = self.governed[device.index][1]
-            policy = governance.policy.id if governance.policy else ""
-            known = replace(device.known, last_seen=moment(device.seen))
-            word = compliance.evaluate(known, governance, needs.get(policy, ()), self.catalogue, now)
-            compliant = word.state is ComplianceState.COMPLIANT
-            self.checker.complies(device, word.admitted, compliant, minute)
+            heard = device.heard(minute)
+            key = (device.alike, device.enrolled, heard)
+            word = words.get(key)
+            if word is None:
+                governance = device.alike.governance
+                policy = governance.policy.id if governance.policy else ""
+                known = replace(device.alike.facts, enrolled=moment(device.enrolled), last_seen=moment(heard))
+                word = words[key] = compliance.evaluate(known, governance, needs.get(policy, ()), self.catalogue, now)
+            self.checker.complies(device, heard, word.admitted, word.state is ComplianceState.COMPLIANT, minute)
             found.append(word)
         self.compliance.append((minute, compliance.overview(found)))
 
     def _started(self, policy: str) -> list[tuple[Content, datetime]]:
-        """What a policy offered and has not taken back: nobody is blamed for lacking what was ordered out."""
+        """What a policy offered and has not taken back: nobody is blamed for lacking what was ordered out, or what is
+        not to be had any more."""
         return [
             (self.catalogue[live.content.id], moment(at))
             for content, at in self.checker.required.get(policy, ())
-            if (live := self.live[f"{content.id}@{policy}"]).deployment.reason is not Reason.DONE_REVERTED
+            if (live := self.live[f"{content.id}@{policy}"]).deployment.reason
+            not in (Reason.DONE_REVERTED, Reason.FAULTED_OUTDATED)
             and live.deployment.effective is not Effective.REVERTING
         ]
 
@@ -531,8 +661,9 @@ class World:
         """Content comes out: a deployment for each policy that it is for."""
         self.catalogue = Catalogue([*self.catalogue.contents.values(), content])
         affected = sum(
-            d.policy in to and d.enrolled <= minute < d.retired and (content.package == "openssl" or d.nginx)
-            for d in self.fleet
+            d.enrolled <= minute < d.retired and (content.package == "openssl" or d.nginx)
+            for policy in to
+            for d in self.governed_by[policy]
         )
         self.published[content.id] = Published(content, minute, bad, affected)
         for policy in to:
@@ -540,17 +671,16 @@ class World:
             it = Deployment(id, content.id, policy, moment(minute), moment(minute), expedite=expedite)
             count = len(self.policies[policy].rings)
             live = Live(it, policy, content, sampled=[None] * count, successes=[0] * count)
-            live.tallies, live.members = [{} for _ in range(count)], [[] for _ in range(count)]
+            live.tallies, live.members = [{} for _ in range(count)], [array("i") for _ in range(count)]
             self.live[id] = live
-            self.checker.watches[id] = Watch(policy, content, minute, expedite)
+            self.alive[policy].append(live)
+            self.checker.watch(id, Watch(policy, content, minute, expedite))
             self.compile(policy)
-        for device in self.fleet:
-            device.stale = device.stale or device.policy in to
 
     def touch(self, chosen: list[Sim]) -> None:
         """Facts of devices changed (a tag, a hold): their standings are made anew."""
         for device in chosen:
-            device.moved = True
-            if device.seen >= 0:
+            if device.alike is not None:
+                device.stale = True
                 self.renew(device)
             self.wake(device)

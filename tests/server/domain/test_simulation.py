@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bench.simulation.fleet import policies
 from bench.simulation.world import World
 from midflight.server.domain import (
     approvals,
@@ -37,13 +38,12 @@ def test_a_year_of_a_thousand_devices_breaks_no_promise() -> None:
     checks = world.checker.checks
     assert checks["apply"] > 8000 and checks["gate"] > 120 and checks["compliance"] > 40_000
     halted = {content for content, published in world.published.items() if published.halts}
-    assert {"h-20", "h-30", "h-80"} <= halted
-    for bad in ("h-20", "h-80"):
+    assert {"h-20", "h-30", "h-80", "h-90"} <= halted
+    for bad in ("h-20", "h-80", "h-90"):
         assert world.published[bad].reached < 100
-    assert all(world.published[good].reached > 500 for good in ("base-10", "h-25", "base-40", "h-85", "h-120"))
-    assert (
-        "nginx-1" in world.checker.revoked and world.published["nginx-1"].reached < world.published["nginx-2"].reached
-    )
+    assert all(world.published[good].reached > 500 for good in ("base-10", "h-25", "base-40", "h-85", "h-95", "h-120"))
+    revoked, outdated, last = (world.published[f"nginx-{n}"].reached for n in (1, 2, 3))
+    assert "nginx-1" in world.checker.revoked and 0 < revoked < last and 0 < outdated < last
     assert any("5.10.0-30-amd64" in note for note in world.scenario.notes)
     assert any(note.endswith("devices off the hotpatch track until 2026-07-14") for note in world.scenario.notes)
     shares = [overview.share for _, overview in world.compliance]
@@ -132,6 +132,51 @@ def _nothing(true: Any) -> Any:
     return lambda *_: None
 
 
+def _nobody(true: Any) -> Any:
+    return lambda *_: ([], False)
+
+
+def _outdated_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = rollout.advance
+
+    def advance(deployment: Any, situation: Any, now: datetime) -> Any:
+        return true(deployment, replace(situation, content=replace(situation.content, deployable_until=None)), now)
+
+    monkeypatch.setattr(rollout, "advance", advance)
+
+
+def _no_listening(true: Any) -> Any:
+    return lambda gate, tally, *more: true(gate, replace(tally, heard=None), *more)
+
+
+def _moved_ahead(true: Any) -> Any:
+    def follow(membership: Any, verdict: Any, now: datetime) -> Any:
+        after = true(membership, verdict, now)
+        return after and replace(after, ring=0)
+
+    return follow
+
+
+def _disabled_is_served(true: Any) -> Any:
+    return lambda standing, *more: true(replace(standing, disabled=False), *more)
+
+
+def _anybodys_policy(true: Any) -> Any:
+    def evaluate(device: Any, governance: Any, needs: Any, catalogue: Any, now: datetime) -> Any:
+        found = governance if governance.policy else audience.Governance(policies()["servers"])
+        return true(replace(device, disabled=False), found, needs, catalogue, now)
+
+    return evaluate
+
+
+def _deadline_at_once(true: Any) -> Any:
+    return lambda d, p, c: replace(true(d, p, c), deadline=timedelta(0))
+
+
+def _never_restarts(true: Any) -> Any:
+    return lambda *_: deadlines.Restart(None)
+
+
 def _never_stopped(true: Any) -> Any:
     return lambda deployment: deployment.effective is not Effective.SCHEDULED
 
@@ -164,6 +209,20 @@ MUTANTS: list[tuple[str, str, int, Patch]] = [
      _fixes_are_not_seen),
     ("reverts nobody ordered", ORDERED, 80, _swap(offers, "compile_plan", _reverting)),
     ("restarts at once", "restarts keep to the window", 20, _swap(deadlines, "restart", _at_once)),
+    ("gates pass at once (nothing good)", "a gate has a success", 20, _swap(gates, "judge", lambda _: lambda *_: PASS)),
+    ("limits are no limits", "a gate beyond its limit does not pass", 260, _swap(gates, "beyond", _nothing)),
+    ("gates do not listen", "a gate hears of its sample after the soak", 60, _swap(gates, "judge", _no_listening)),
+    ("who vanishes is not missed", BEYOND, 270, _swap(memberships, "_vanished", _nothing)),
+    ("devices move to the first ring", "ring membership is stable", 20, _swap(memberships, "follow", _moved_ahead)),
+    ("out of date is offered", "what is out of date offers nothing", 40, _outdated_is_offered),
+    ("the disabled are served", "only governed devices", 260, _swap(offers, "decide", _disabled_is_served)),
+    ("deadlines are over at once", "nothing begins outside the window", 20,
+     _swap(offers, "compile_plan", _deadline_at_once)),
+    ("restarts without grace", "restarts keep deadline and grace", 30, _swap(deadlines, "restart", _at_once)),
+    ("restarts never come", "restarts come by their deadline", 50, _swap(deadlines, "restart", _never_restarts)),
+    ("no fix is missed", "a missing fix is not compliant", 40, _swap(compliance, "_missing", _nobody)),
+    ("any policy will do", "unassigned, in conflict or disabled is not compliant", 30,
+     _swap(compliance, "evaluate", _anybodys_policy)),
     ("stale is compliant", "stale is not compliant", 60, _swap(compliance, "evaluate", _fresh)),
 ]  # fmt: skip
 

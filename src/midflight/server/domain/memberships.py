@@ -55,18 +55,16 @@ class Verdict:
 
 def follow(membership: Membership, verdict: Verdict, now: datetime) -> Membership | None:
     """The membership after a verdict of :func:`midflight.server.domain.offers.decide`; None: nothing to write."""
-    if (membership.state, membership.reason, membership.detail) == (verdict.state, verdict.reason, verdict.detail):
+    same = membership.state is verdict.state and membership.reason is verdict.reason
+    if same and membership.detail == verdict.detail:
         return None
     offered = membership.offered
     anew = membership.state is DeviceState.INELIGIBLE
     if verdict.state is DeviceState.OFFERED and (offered is None or anew):
         # what a device refused is another attempt, with an answer of its own
         offered = now
-    same = membership.state is verdict.state and membership.reason is verdict.reason
     since = membership.since if same and membership.since else now
-    return replace(
-        membership, state=verdict.state, reason=verdict.reason, detail=verdict.detail, since=since, offered=offered
-    )
+    return Membership(membership.ring, verdict.state, verdict.reason, verdict.detail, since, offered)
 
 
 def report(
@@ -84,7 +82,7 @@ def report(
         detail: its words.
     """
     state, usual = _AFTER[result]
-    return replace(membership, state=state, reason=reason or usual, detail=detail, since=now)
+    return Membership(membership.ring, state, reason or usual, detail, now, membership.offered)
 
 
 def silence(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from heapq import nsmallest
 
 from midflight.errors import InputError
 from midflight.server.domain.model import Ring, RingKind
@@ -100,8 +101,7 @@ def assign(
         if ring.kind in (RingKind.FIRST, RingKind.COUNT):
             first = ring.kind is RingKind.FIRST
             wanted = max(0, int(ring.amount) - counts[index])
-            order = sorted(left, key=lambda d: (first and not candidates[d].ready, left[d][0], d)) if wanted else []
-            chosen = order[:wanted]
+            chosen = nsmallest(wanted, left, key=lambda d: (first and not candidates[d].ready, left[d][0], d))
         elif ring.kind is RingKind.PERCENT:
             end = begin + ring.amount / 100
             chosen = [device for device, numbers in left.items() if begin <= numbers[1] < end]
