@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import sqrt
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +64,42 @@ def test_the_percent_of_a_device_depends_on_nobody_else(
     rings = (Ring("a", RingKind.PERCENT, 20), Ring("b", RingKind.PERCENT, 30), REST)
     alone, together = assign(rings, "dep", some), assign(rings, "dep", others | some)
     assert all(together[device] == ring for device, ring in alone.items())
+
+
+@given(_rings, _candidates, st.data())
+def test_a_ring_is_kept_when_groups_and_readiness_change(
+    rings: tuple[Ring, ...], before: dict[str, Candidate], data: st.DataObject
+) -> None:
+    assigned = assign(rings, "dep", before)
+    groups = st.builds(Candidate, st.frozensets(st.sampled_from("abc")), st.booleans())
+    after = {device: data.draw(groups) for device in before} | data.draw(_candidates)
+    again = assigned | assign(rings, "dep", after, assigned)
+    assert {device: again[device] for device in before} == assigned
+    assert again.keys() == after.keys()
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=4).filter(lambda p: sum(p) <= 100), st.text(max_size=8))
+def test_percent_rings_are_no_larger_than_chance_makes_them(percents: list[int], deployment: str) -> None:
+    """Each device falls into a ring by its own number: the size is binomial, here within six standard deviations."""
+    rings = (*(Ring(f"r{i}", RingKind.PERCENT, percent) for i, percent in enumerate(percents)), REST)
+    count = 2000
+    assigned = assign(rings, deployment, {f"d{i}": Candidate() for i in range(count)})
+    sizes = [list(assigned.values()).count(index) for index in range(len(rings))]
+    for size, percent in zip(sizes, percents, strict=False):
+        share = percent / 100
+        assert abs(size - count * share) <= 6 * sqrt(count * share * (1 - share))
+
+
+@given(st.integers(1, 99), st.integers(1, 99), st.text(max_size=8))
+def test_a_larger_percentage_takes_the_same_devices_and_more(one: int, other: int, deployment: str) -> None:
+    small, large = sorted((one, other))
+    candidates = {f"d{i}": Candidate() for i in range(300)}
+
+    def of(percent: int) -> set[str]:
+        assigned = assign((Ring("a", RingKind.PERCENT, percent), REST), deployment, candidates)
+        return {device for device, ring in assigned.items() if ring == 0}
+
+    assert of(small) <= of(large)
 
 
 def test_sizes_are_those_asked_for() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench.simulation import checker
 from bench.simulation.fleet import policies
 from bench.simulation.world import World
 from midflight.server.domain import (
@@ -225,6 +228,11 @@ MUTANTS: list[tuple[str, str, int, Patch]] = [
      _swap(compliance, "evaluate", _anybodys_policy)),
     ("stale is compliant", "stale is not compliant", 60, _swap(compliance, "evaluate", _fresh)),
 ]  # fmt: skip
+
+
+def test_each_promise_has_a_mutant_that_breaks_it() -> None:
+    judged = re.findall(r'(?:violation|_blame|yield)[(\s]+"([^"]+)"', inspect.getsource(checker))
+    assert set(judged) == {promise for _, promise, _, _ in MUTANTS}
 
 
 @pytest.mark.parametrize(("name", "promise", "days", "patch"), MUTANTS, ids=[mutant[0] for mutant in MUTANTS])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midflight.server.domain import compliance, coverage, safeguards
+from midflight.server.domain import compliance, coverage, offers, safeguards
 from midflight.server.domain.audience import Governance
 from midflight.server.domain.calendar import Calendar, CalendarError, off_track
 from midflight.server.domain.catalogue import Catalogue
@@ -39,6 +39,7 @@ BASE4 = content(4, ContentKind.BASELINE)
 OFF5 = content(5, ContentKind.BASELINE, on_track=False)
 CATALOGUE = Catalogue([BASELINE, FIX, FIX3, BASE4])
 P1 = policy()
+FAR = datetime(9999, 1, 1, tzinfo=UTC)
 GOVERNED = Governance(P1)
 
 
@@ -141,6 +142,35 @@ def test_a_safeguard_holds_what_fits_it_entirely() -> None:
         with pytest.raises(SafeguardError):
             safeguards.validate(faulty)
     safeguards.validate(until)
+
+
+_hours = st.integers(-100, 100).map(lambda hours: NOW + hours * HOUR)
+_holds = st.lists(
+    st.builds(
+        Safeguard, st.text("xyz", min_size=1, max_size=3), st.just(""), st.just(NOW - 200 * HOUR),
+        content=st.sampled_from(["", FIX.id, FIX3.id]), kernel=st.sampled_from(["", "6.1.*", "5.*"]),
+        source=st.sampled_from(safeguards.Source), expires=st.none() | _hours, lifted=st.none() | _hours,
+    ).filter(lambda hold: bool(hold.content or hold.kernel)),
+    max_size=5,
+)  # fmt: skip
+
+
+@given(_holds, _hours)
+def test_a_hold_keeps_a_content_away_until_it_expires_or_is_lifted(holds: list[Safeguard], now: datetime) -> None:
+    """From the hold to the offer: what is held is not offered, and what is not held is."""
+    ends = {id(hold): min(hold.expires or FAR, hold.lifted or FAR) for hold in holds}
+    plan = offers.compile_plan(
+        deployment(id="a", content=FIX.id, effective=Effective.OFFERING, reason=Reason.OFFERING_RING), P1, FIX
+    )
+    mine = standing(
+        device(), frozenset({"all"}), GOVERNED, {"a": Membership(0)}, [(deployment(id="a", content=FIX.id), P1)],
+        CATALOGUE, safeguards.in_force(holds, now),
+    )  # fmt: skip
+    fitting = [h for h in holds if h.content in ("", FIX.id) and h.kernel in ("", "6.1.*")]
+    held = any(now < ends[id(hold)] for hold in fitting)
+    decision = offers.decide(mine, [plan], (), now)
+    assert bool(decision.actions) is not held
+    assert (decision.verdicts["a"].reason is Reason.HELD_BY_SAFEGUARD) is held
 
 
 def test_outcomes_suggest_the_combination_that_fails_and_not_the_innocent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -69,6 +70,32 @@ def test_two_persons_are_two_and_a_rejection_stands_until_taken_back() -> None:
     assert verdict(("ann", True), ("bob", True)).approved
     assert verdict(("ann", True), ("bob", True), ("eve", False)).reason is Reason.APPROVAL_REJECTED
     assert verdict(("eve", False), ("ann", True), ("eve", True)).approved
+
+
+_words = st.lists(
+    st.builds(
+        Approval, st.sampled_from(["ann", "bob", "eve"]), st.integers(0, 9).map(lambda n: NOW + n * HOUR),
+        st.booleans(), st.sampled_from([None, None, 0, 1]),
+    ),
+    max_size=8, unique_by=lambda word: word.at,
+)  # fmt: skip
+
+
+@given(_words, st.sampled_from([None, 0, 1]), st.randoms())
+def test_two_persons_approve_when_two_say_yes_and_nobody_no(
+    words: list[Approval], ring: int | None, order: Any
+) -> None:
+    last: dict[str, bool] = {}
+    for word in sorted(words, key=lambda word: word.at):
+        if word.ring == ring:
+            last[word.person] = word.approved
+    order.shuffle(words)
+    if ring is None:
+        found = approvals.content_approved((ApprovalRule(ApprovalMode.TWO_PERSON),), content(), words, NOW + DAY)
+    else:
+        two = Ring("two", RingKind.REST, mode=ApprovalMode.TWO_PERSON)
+        found = approvals.ring_approved(two, ring, words)
+    assert found.approved is (all(last.values()) and len(last) >= 2)
 
 
 def test_a_person_can_shorten_a_delay_and_stop_an_automatic_approval() -> None:
@@ -149,6 +176,39 @@ def test_a_restart_is_announced_forced_after_the_grace_and_never_on_the_minute_o
     for never in (RestartBehaviour.NEVER, RestartBehaviour.SERVICES):
         assert deadlines.restart(replace(strict, restart=never), NOW, NOW, night, NOW) == deadlines.Restart(None)
     assert deadlines.restart(policy(), NOW, NOW, night, NOW).in_window == night[0]
+
+
+_spans = st.lists(st.tuples(st.integers(-6, 400), st.integers(1, 30)), max_size=4).map(
+    lambda spans: tuple(Interval(NOW + begin * HOUR, NOW + (begin + length) * HOUR) for begin, length in sorted(spans))
+)
+
+
+@given(
+    st.none() | st.integers(0, 240), st.integers(0, 120), st.sampled_from(RestartBehaviour), st.integers(-400, 400),
+    st.integers(0, 500), st.booleans(), _spans,
+)  # fmt: skip
+def test_a_restart_is_forced_after_deadline_and_grace_and_never_outside_a_window_that_it_is_bound_to(
+    deadline: int | None, grace: int, behaviour: RestartBehaviour, back: int, now: int, expedite: bool,
+    spans: tuple[Interval, ...],
+) -> None:  # fmt: skip
+    rules = policy(deadline=None if deadline is None else deadline * HOUR, grace=grace * HOUR, restart=behaviour)
+    returned, moment = NOW + back * HOUR, NOW + now * HOUR
+    ahead = tuple(span for span in spans if span.end > moment)
+    plan = deadlines.restart(rules, NOW, returned, ahead, moment, expedite)
+    if behaviour in (RestartBehaviour.NEVER, RestartBehaviour.SERVICES):
+        assert plan == deadlines.Restart(None)
+        return
+    if plan.forced is None:
+        assert (deadline is None and not expedite) or behaviour is RestartBehaviour.IN_WINDOW
+        return
+    due = NOW if expedite else NOW + (deadline or 0) * HOUR
+    assert plan.forced >= due + grace * HOUR
+    if returned > due:
+        # who was away past the deadline gets the whole grace anew
+        assert plan.forced >= returned + grace * HOUR
+    if behaviour is RestartBehaviour.IN_WINDOW:
+        assert any(plan.forced in span for span in ahead)
+    assert all(moment < at < plan.forced for at in plan.warnings)
 
 
 OFFERED = Membership(0, DeviceState.OFFERED, Reason.OFFERED_IN_WINDOW, since=NOW, offered=NOW)

@@ -86,6 +86,41 @@ def test_open_is_what_a_clock_on_the_wall_says(now: datetime, zone: str, hour: i
         assert any(moment in span for span in spans) is wanted
 
 
+def _changes(zone: str) -> list[datetime]:
+    """When the clocks of a zone are changed in 2026, to the quarter of an hour."""
+    place, begin = ZoneInfo(zone), datetime(2026, 1, 1, tzinfo=UTC)
+    quarters = (begin + timedelta(minutes=15 * n) for n in range(365 * 96))
+    return [b for a, b in pairwise(quarters) if a.astimezone(place).utcoffset() != b.astimezone(place).utcoffset()]
+
+
+CHANGES = [(zone, at) for zone in ZONES for at in _changes(zone)]
+
+
+@given(st.sampled_from(CHANGES), st.integers(-180, 180), st.integers(0, 23), st.integers(0, 59), st.integers(1, 30))
+def test_windows_around_the_change_of_clocks(
+    change: tuple[str, datetime], minutes: int, hour: int, minute: int, hours: int
+) -> None:
+    """On the day that has 23 or 25 hours, and those beside it: open for as long as it says, once for each local day."""
+    zone, now = change[0], change[1] + timedelta(minutes=minutes)
+    place, window = ZoneInfo(zone), daily(hour, minute, hours)
+    found = windows.openings([window], zone, now - 2 * DAY, now + 2 * DAY)
+    starts = []
+    for offset in range(-5, 6):
+        day = now.astimezone(place).date() + timedelta(days=offset)
+        naive = datetime(day.year, day.month, day.day, hour, minute)
+        # RFC 5545: the offset before a gap, the first of two times that are the same
+        start = naive.replace(tzinfo=place, fold=0).astimezone(UTC)
+        there = start.astimezone(place).replace(tzinfo=None)
+        assert there == naive or timedelta(0) < there - naive <= HOUR
+        starts.append(start)
+    assert windows.is_open([window], zone, now) is any(s <= now < s + hours * HOUR for s in starts)
+    for span in found:
+        assert span.start in starts and (span.end - span.start) >= hours * HOUR
+    covered = [now + timedelta(minutes=n) for n in range(-24 * 60, 24 * 60, 25)]
+    for at_time in covered:
+        assert any(at_time in span for span in found) is any(s <= at_time < s + hours * HOUR for s in starts)
+
+
 def test_touching_windows_are_one_and_a_long_one_spans_the_blocks() -> None:
     now = datetime(2026, 5, 4, 12, tzinfo=UTC)
     found = windows.openings([daily(1, hours=2), daily(3, hours=1)], "UTC", now, now + DAY)
