@@ -31,7 +31,7 @@ from demo.server import QUESTION, RIGHT_ANSWER, Answer, DemoError, Server, mappe
 
 CVE = "CVE-2026-42945"
 PATCH = f"{CVE}.patch"
-NAME = "nginx-fixes"
+NAME = "nginx"
 FLAGS = "-O2 -g -fstack-protector-strong -D_FORTIFY_SOURCE=2"
 """Debian's own, but for its path maps."""
 CONFIGURE = f'./configure --prefix=/usr/share/nginx --with-threads --with-cc-opt="{FLAGS}"'

@@ -19,6 +19,7 @@ from midflight.cli.main import main
 from midflight.trust.client import ContentClient
 from midflight.trust.content import Package
 from midflight.trust.keys import load_public_key
+from midflight.trust.repository import Repository
 from tests.patch.examples import KEY, hotpatch_bytes
 from tests.trust.repositories import DAY, NOW, World
 from tests.trust.tls import certificate
@@ -129,6 +130,37 @@ def test_other_files_are_baselines_when_they_are_described(repo: Run) -> None:
     for path in ("../x", "server.json"):
         repo("repo", "add", "repo", "tool.bin", *described, "--path", path, status=2)
     assert "baselines" in repo("repo", "add", "repo", "fix.hotpatch", "--name", "x", status=2)
+
+
+def test_a_series_has_one_growing_sequence_over_both_kinds(repo: Run) -> None:
+    Path("tool.bin").write_bytes(b"\x7fELF")
+    described = ("--name", HOTPATCH.split("/")[1], "--version", "2.0", "--architecture", "amd64")
+    repo("repo", "add", "repo", "fix.hotpatch")
+    contents = repo("repo", "status", "repo")["contents"]
+    last = int(HOTPATCH.rpartition("/")[2].partition(".")[0])
+    assert list(contents) == [HOTPATCH]
+    refused = repo("repo", "add", "repo", "tool.bin", *described, "--sequence", str(last), status=2)
+    assert f"give --sequence {last + 1}" in refused
+    repo("repo", "add", "repo", "fix.hotpatch")  # the same once more is no news
+    added = repo("repo", "add", "repo", "tool.bin", *described)
+    assert set(repo("repo", "status", "repo")["contents"]) == {HOTPATCH, added["path"]}
+    release(repo)
+    catalog = Repository(Path("repo")).catalog()
+    assert catalog.contents[added["path"]].about.sequence == last + 1, "after the hotpatch too"
+    repo("repo", "revoke", "repo", added["path"], "--reason", "x")
+    other = Path("other.bin")
+    other.write_bytes(b"other")
+    refused = repo("repo", "add", "repo", "other.bin", *described, "--sequence", str(last + 1), status=2)
+    assert "share one growing sequence" in refused, "a number that was revoked is not given again"
+
+
+def test_a_name_that_does_not_fit_is_said(repo: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("tool.bin").write_bytes(b"\x7fELF")
+    described = ("--version", "2.0", "--architecture", "amd64", "--image", "ab" * 20)
+    for name, says in (("tool", ""), ("tool-2026-4711", "one fix"), ("tool-cve", "one fix"), ("other", "two series")):
+        assert main(["repo", "add", "repo", "tool.bin", "--name", name, *described, "--path", f"{name}/1"]) == 0
+        said = capsys.readouterr().err
+        assert says in said if says else not said
 
 
 def test_keys_rotate_by_the_command(repo: Run) -> None:

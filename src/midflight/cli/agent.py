@@ -51,7 +51,7 @@ EXAMPLES = """\
 midflight agent run --folder /srv/hotpatches --trust release.pub
 midflight agent install
 midflight agent status --json
-midflight agent unbar nginx-fixes:3
+midflight agent unbar nginx:3
 midflight agent enroll --server https://midflight.example:8443 --token mfe_… --pin sha256/…
 midflight agent rollback-baseline nginx"""
 

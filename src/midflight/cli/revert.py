@@ -22,7 +22,7 @@ process ends or the same hotpatch is applied again."""
 
 EXAMPLES = """\
 midflight revert fix.hotpatch --all
-midflight revert --name nginx-2026-42945 --pid 4711"""
+midflight revert --name nginx --pid 4711"""
 
 EXIT_STATUS = """\
 0  it is in none of the processes any more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,14 @@ if TYPE_CHECKING:
     from midflight.trust.content import Description
     from midflight.trust.repository import Repository
 
+_ONE_FIX = re.compile(r"(?i)(^|[^0-9])(19|20)[0-9]{2}([^0-9]|$)|cve")
+"""A year or a CVE in a name."""
 HELP = """\
 Stages a piece of content. A hotpatch says itself what it is and for which images; of a Debian package, name, version
 and architecture are read. Any other file is a baseline too, when its name, version and architecture are given.
+
+A series is named after the package that it changes, and its hotpatches and baselines share one growing sequence: by
+that the server knows what contains what. A sequence that does not grow is refused; names that do not fit are said.
 
 Where the repository says whose hotpatches count (midflight repo server --hotpatch-key), the signature of a hotpatch is
 verified before it is staged."""
@@ -46,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image", metavar="BUILD-ID", action="append", default=[], help="an image that a baseline brings"
     )
     parser.add_argument("--name", metavar="NAME", help="of a baseline; default: the package's")
-    parser.add_argument("--sequence", metavar="N", type=int, help="of a baseline; default: one more than the last")
+    parser.add_argument(
+        "--sequence", metavar="N", type=int, help="of a baseline; default: one more than the last of either kind"
+    )
     parser.add_argument("--version", metavar="VERSION", help="of a baseline that is no .deb")
     parser.add_argument("--architecture", metavar="ARCH", help="of a baseline that is no .deb, like amd64")
 
@@ -58,6 +66,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         about, path = _baseline(args, repository)
     else:
         about, path = _hotpatch(args, repository, out)
+    _check_series(repository, about, args.path or path, out)
     content = repository.add(args.file, args.path or path, about, shared.now())
     out.line(f"added   {content.path}  {content.length:,} bytes")
     out.result(
@@ -125,11 +134,7 @@ def _baseline(args: argparse.Namespace, repository: Repository) -> tuple[Descrip
         package = Package("deb", control.package, control.version, control.architecture)
         file = f"{package.name}_{package.version.partition(':')[2] or package.version}_{package.architecture}.deb"
     name = args.name or package.name
-    known = [
-        content.about.sequence
-        for content in repository.catalog().contents.values()
-        if (content.about.kind, content.about.name) == ("baseline", name)
-    ]
+    known = [each.about.sequence for each in repository.catalog().contents.values() if each.about.name == name]
     about = Description(
         "baseline",
         name,
@@ -144,3 +149,37 @@ def _baseline(args: argparse.Namespace, repository: Repository) -> tuple[Descrip
         package,
     )
     return about, f"baseline/{name}/{file}"
+
+
+def _check_series(repository: Repository, about: Description, path: str, out: Output) -> None:
+    """See that the content has its place in the series of its package (docs/adr/0074).
+
+    Raises:
+        InputError: its sequence is not above all others of the series, those of revoked content too.
+    """
+    catalog = repository.catalog()
+    others = [content.about for content in catalog.contents.values() if content.path != path]
+    used = [other.sequence for other in others if other.name == about.name]
+    used += [revocation.sequence for revocation in catalog.revoked if revocation.name == about.name]
+    if used and about.sequence <= max(used):
+        where = "build it with" if about.kind == "hotpatch" else "give"
+        raise InputError(
+            f"{about.name} {about.sequence} would come after {about.name} {max(used)}: hotpatches and baselines of a "
+            f"package share one growing sequence; {where} --sequence {max(used) + 1}"
+        )
+    if about.package is not None and about.package.name != about.name:
+        out.warn(
+            f"this baseline of the package {about.package.name} is named {about.name}: the server takes the name for "
+            "the package, and devices report packages by their own names; leave out --name"
+        )
+    elif _ONE_FIX.search(about.name):
+        out.warn(
+            f"{about.name} reads like the name of one fix, and the next fix could not replace it: name the series "
+            "after the package (midflight build --name PACKAGE) and count it on with --sequence"
+        )
+    split = sorted({other.name for other in others if set(other.images) & set(about.images)} - {about.name})
+    if split:
+        out.warn(
+            f"{about.name} is for an image that {' and '.join(split)} is for too: of two series neither replaces the "
+            f"other; a package has one (midflight build --name {split[0]})"
+        )

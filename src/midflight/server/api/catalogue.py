@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from midflight.server.outputs.kept import apart
 from midflight.server.repository import public_folder, published_catalog
 from midflight.server.store import events, meta
 from midflight.server.store.catalogue import Content, ContentCve, ContentImage
+from midflight.server.store.devices import Image
 
 router = APIRouter(tags=["catalogue"], route_class=IdempotentRoute)
 Reader = Annotated[Actor, require(Scope.CATALOGUE_READ)]
@@ -72,6 +74,8 @@ class ContentFull(ContentView):
 
     images: list[str]
     cves: list[CveView]
+    warning: str
+    """Something about its name that a person should know before deploying it; empty: nothing."""
 
 
 class ContentEdit(BaseModel):
@@ -162,12 +166,26 @@ def one(content: str, request: Request, response: Response, session: DbSession, 
 
 
 def _full(session: Session, row: Content) -> ContentFull:
-    images = session.scalars(select(ContentImage.build_id).where(ContentImage.content_id == row.id))
+    images = session.scalars(select(ContentImage.build_id).where(ContentImage.content_id == row.id)).all()
     cves = session.scalars(select(ContentCve).where(ContentCve.content_id == row.id).order_by(ContentCve.cve))
     return ContentFull(
         **ContentView.model_validate(row).model_dump(),
         images=sorted(images),
+        warning=_misnamed(session, row, images),
         cves=[CveView.model_validate(cve) for cve in cves],
+    )
+
+
+def _misnamed(session: Session, row: Content, images: Sequence[str]) -> str:
+    """What is wrong when devices have these images in packages of other names: fixes are matched by the package."""
+    packages = session.scalars(select(Image.package).where(Image.build_id.in_(images), Image.package != "").distinct())
+    found = sorted(packages)
+    if not found or row.name in found:
+        return ""
+    return (
+        f"the series is named {row.name}, but devices have what it changes in the package {' and '.join(found)}: "
+        "baselines and fixes of that package are not known to belong together with it; "
+        f"build the next one with --name {found[0]}, and with a higher sequence than any content of that name"
     )
 
 
