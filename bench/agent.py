@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -41,7 +42,12 @@ class _Agent:
         ]
         environment = {**os.environ, "MIDFLIGHT_STATE": str(home / "state"), "MIDFLIGHT_CONFIG": str(home / "config")}
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stderr=log)
+            self.process = subprocess.Popen(
+                words, env=environment, stdin=subprocess.DEVNULL, stderr=log, start_new_session=True
+            )
+        # where sessions share the processors evenly (sched(7), autogroup), niceness counts inside of one alone
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"/proc/{self.process.pid}/autogroup").write_text(str(NICE))
         while "in force: " not in self.says():
             if self.process.poll() is not None:
                 raise SystemExit(self.says())

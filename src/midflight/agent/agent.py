@@ -7,6 +7,7 @@ moment is cleared up at the next start; hotpatches stay in force when the agent 
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections import deque
@@ -147,6 +148,9 @@ class Agent:
             self._tell(Notice("problem", f"{what}: {outcome.reason}"))
         self._remember()
         self._look_at_orders(first=True)
+        # What is here now stays: to look through it again and again would cost 20 ms, in which a new process waits.
+        gc.collect()
+        gc.freeze()
         self._service.ready(self._status())
 
     def _remember(self) -> None:

@@ -195,13 +195,15 @@ class LinuxProcess:
         """A path in our namespace that opens the very file behind a mapping (proc(5): map_files, needs privilege)."""
         if not mapping.inode:
             raise ProcessError(f"no file is behind the mapping at {mapping.start:#x} of process {self.pid}")
+        name = f"map_files/{mapping.start:x}-{mapping.end:x}"
+        reason = _unopenable(f"/proc/{self.pid}/{name}")
+        if reason is None:
+            return f"/proc/{self.pid}/{name}"
         view = self.view()
-        path = f"/proc/{view}/map_files/{mapping.start:x}-{mapping.end:x}"
-        try:
-            os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            return path
-        except OSError as error:
-            reason = error.strerror
+        if view != self.pid:
+            reason = _unopenable(f"/proc/{view}/{name}")
+            if reason is None:
+                return f"/proc/{view}/{name}"
         for other in (f"/proc/{view}/root{mapping.path}", f"/proc/{view}/exe"):
             try:
                 found = os.stat(other)
@@ -272,9 +274,10 @@ class LinuxProcess:
 
     def _foreign(self) -> str | None:
         try:
-            with open(f"/proc/{self.view()}/exe", "rb") as file:
+            program = f"/proc/{self.view()}/exe"
+            with open(program, "rb", buffering=0) as file:
                 head = file.read(20)
-            path = os.readlink(f"/proc/{self.view()}/exe")
+            path = os.readlink(program)
         except (FileNotFoundError, ProcessLookupError):
             return ENDED  # it has given up its memory already, or is about to be a zombie
         except OSError as error:
@@ -447,6 +450,15 @@ class LinuxProcess:
         fd = getattr(self, "_memory_fd", -1)
         if fd >= 0:
             os.close(fd)
+
+
+def _unopenable(path: str) -> str | None:
+    """Why a file cannot be opened; None: it can."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def shares_memory_with(pid: int) -> int | None:

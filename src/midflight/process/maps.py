@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,10 +12,15 @@ from midflight.process.model import Mapping
 
 PF_KTHREAD = 0x00200000  # include/linux/sched.h
 PF_EXITING = 0x00000004
+_FIELD = re.compile(r"^(\w+):[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 
 
-def read_file(path: str) -> bytes:
-    """A whole file of /proc; :class:`ProcessGone` when its process is gone."""
+def read_file(path: str, short: bool = False) -> bytes:
+    """A whole file of /proc; :class:`ProcessGone` when its process is gone.
+
+    Args:
+        short: the kernel gives all of it in one go (single_open of seq_file.h), and it is less than a page.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
@@ -22,6 +28,8 @@ def read_file(path: str) -> bytes:
     except OSError as error:
         raise ProcessError(f"cannot open {path}: {error.strerror}; run as root or as the owner") from None
     try:
+        if short:
+            return os.read(fd, 4096)
         chunks = []
         while chunk := os.read(fd, 1 << 16):
             chunks.append(chunk)
@@ -95,20 +103,15 @@ class Stat:
 def read_stat(pid: int, tid: int | None = None) -> Stat:
     """Read /proc/PID/stat, or that of one thread."""
     path = f"/proc/{pid}/stat" if tid is None else f"/proc/{pid}/task/{tid}/stat"
-    text = read_file(path).decode("utf-8", "replace")
+    text = read_file(path, short=True).decode("utf-8", "replace")
     comm_end = text.rindex(")")  # the name may hold spaces and parentheses
-    fields = text[comm_end + 2 :].split()
+    fields = text[comm_end + 2 :].split(None, 20)
     return Stat(text[text.index("(") + 1 : comm_end], fields[0], int(fields[1]), int(fields[6]), int(fields[19]))
 
 
 def read_status(pid: int) -> dict[str, str]:
     """Read /proc/PID/status by field name."""
-    result = {}
-    for line in read_file(f"/proc/{pid}/status").decode("utf-8", "replace").split("\n"):
-        name, colon, value = line.partition(":")
-        if colon:
-            result[name] = value.strip()
-    return result
+    return dict(_FIELD.findall(read_file(f"/proc/{pid}/status").decode("utf-8", "replace")))
 
 
 def list_threads(pid: int) -> list[int]:
