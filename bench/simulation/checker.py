@@ -29,6 +29,8 @@ LIMITS: dict[str, list[tuple[int, int | None, float | None, int, int]]] = {
 """Per ring: sample, failures and per cent tolerated, hours until silence, hours of soak."""
 PATIENCE = {"server": 4 * DAY, "kiosk": 15 * DAY, "laptop": 8 * DAY}
 """Within what a device that is there restarts into a staged baseline: two windows, or deadline, grace and a weekend."""
+Demand = tuple[list[tuple[Content, int]], dict[str, int]]
+"""Contents and since when they are required, and the newest sequence of each package."""
 NONE, OUTCOMES = 255, ("", "good", "bad", "silent", "out")
 SLACK = 26 * HOUR
 """Silence is looked for twice a day, and not while the server is away."""
@@ -87,7 +89,7 @@ class Checker:
         self.checks: Counter[str] = Counter()
         self.vanished: dict[int, list[Watch]] = {}
         """Devices that count as silent after their success, until they come back."""
-        self._demand: dict[str, list[tuple[Content, int]]] = {}
+        self._demand: dict[str, Demand] = {}
         self._demanded_at = -1
 
     def watch(self, deployment: str, watch: Watch) -> None:
@@ -359,16 +361,25 @@ class Checker:
         if not admitted or device.policy is None or device.pending:
             # what the device did since its last report is not known to the server yet
             return
-        for content, since in self._demanded(device.policy, minute):
+        demanded, newest = self._demanded(device.policy, minute)
+        for package, sequence in newest.items():
+            if (package != "nginx" or device.nginx) and self._sequence(device, package) < sequence:
+                break
+        else:
+            return
+        for content, since in demanded:
             if content.package == "nginx" and not device.nginx:
                 continue
-            running = device.memory.get(content.package)
-            if content.package == "openssl" and int(device.disk[1:]) >= content.sequence:
-                continue
-            if running is not None and running.sequence >= content.sequence:
+            if self._sequence(device, content.package) >= content.sequence:
                 continue
             if compliant or minute >= max(since, device.enrolled) + 14 * DAY:
                 self.violation("a missing fix is not compliant", f"{device.id}, minute {minute}: {content.id}")
+
+    def _sequence(self, device: Sim, package: str) -> int:
+        """The newest fix of a package that a device has, on disk or in memory."""
+        running = device.memory.get(package)
+        disk = int(device.disk[1:]) if package == "openssl" else 0
+        return disk if running is None else max(disk, running.sequence)
 
     def _restarted(self, device: Sim, heard: int, minute: int) -> None:
         """A staged baseline does not wait for ever: servers have a window each night, kiosks one a week, laptops a
@@ -378,21 +389,25 @@ class Checker:
         if minute > max(device.staged[2], device.back) + PATIENCE[device.kind]:
             self.violation("restarts come by their deadline", f"{device.id} ({device.kind}), minute {minute}")
 
-    def _demanded(self, policy: str, minute: int) -> list[tuple[Content, int]]:
+    def _demanded(self, policy: str, minute: int) -> Demand:
         """What a policy requires at a time, as the administrators of this fleet see it."""
         if self._demanded_at != minute:
             self._demanded_at = minute
-            self._demand = {
-                each: [
-                    (content, since)
-                    for content, since in required
-                    if content.id not in self.revoked
-                    and minute < self.expired.get(content.id, NEVER)
-                    and not self.watches[f"{content.id}@{each}"].revert
-                ]
-                for each, required in self.required.items()
-            }
-        return self._demand.get(policy, [])
+            self._demand = {each: self._in_force(each, required, minute) for each, required in self.required.items()}
+        return self._demand.get(policy, ([], {}))
+
+    def _in_force(self, policy: str, required: list[tuple[Content, int]], minute: int) -> Demand:
+        found = [
+            (content, since)
+            for content, since in required
+            if content.id not in self.revoked
+            and minute < self.expired.get(content.id, NEVER)
+            and not self.watches[f"{content.id}@{policy}"].revert
+        ]
+        newest: dict[str, int] = {}
+        for content, _ in found:
+            newest[content.package] = max(content.sequence, newest.get(content.package, 0))
+        return found, newest
 
 
 def in_window(policy: str, zone: str, minute: int) -> bool:

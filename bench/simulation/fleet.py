@@ -152,15 +152,16 @@ class Sim:
         minutes; check-ins that say nothing new and are answered as before are not gone through one by one."""
         if self.seen < 0:
             return -1
-        minute = min(minute, self.retired - 1)
-        found = -1
-        while found != minute:
+        minute = found = served(min(minute, self.retired - 1))
+        while self.absences or self.kind == "laptop":
             found = minute = served(minute)
             for begin, end in self.absences:
                 if begin <= minute < end:
                     minute = begin - 1
             if self.kind == "laptop":
                 minute -= self._closed(minute)
+            if minute == found:
+                break
         return max(found, self.seen)
 
     def _closed(self, minute: int) -> int:
