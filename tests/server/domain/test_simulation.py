@@ -10,9 +10,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bench.simulation import checker
-from bench.simulation.fleet import policies
+from bench.simulation.fleet import OUTAGES, build, policies
 from bench.simulation.world import World
 from midflight.server.domain import (
     approvals,
@@ -31,6 +33,7 @@ from midflight.server.domain.model import DeviceState, Effective, Interval
 from midflight.server.domain.reasons import Reason
 
 Patch = Callable[[pytest.MonkeyPatch], None]
+FLEET = build(2001, 1, 365 * 24 * 60)
 
 
 def test_a_year_of_a_thousand_devices_breaks_no_promise() -> None:
@@ -57,6 +60,31 @@ def test_a_year_of_a_thousand_devices_breaks_no_promise() -> None:
         if live.deployment.effective in (Effective.HALTED, Effective.REVERTING)
     ]
     assert stuck == []
+
+
+def test_the_same_seed_is_the_same_year() -> None:
+    def year(seed: int) -> object:
+        world = World(200, 60, seed)
+        world.run()
+        fixed = {id: list(published.fixed) for id, published in world.published.items()}
+        return fixed, world.checkins, world.decisions, world.checker.checks, [o.states for _, o in world.compliance]
+
+    assert year(1) == year(1) != year(2)
+
+
+@given(st.integers(0, 2000), st.integers(0, 364 * 24 * 60))
+@settings(max_examples=300)
+def test_who_was_heard_of_was_there(index: int, minute: int) -> None:
+    """When a device was heard of last is the last minute in which it was on and the server there, by trying each."""
+    device = FLEET[index]
+    device.seen = 0
+    heard = device.heard(minute)
+
+    def there(at: int) -> bool:
+        return device.online(at) == at and not any(begin <= at < end for begin, end in OUTAGES)
+
+    assert heard == 0 or there(heard)
+    assert not any(there(at) for at in range(heard + 1, minute + 1))
 
 
 def _swap(module: Any, name: str, make: Callable[[Any], Any]) -> Patch:

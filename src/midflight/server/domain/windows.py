@@ -9,9 +9,11 @@ a window of three hours is open for three hours on every day of the year.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from operator import attrgetter
 from zoneinfo import ZoneInfo
 
 from dateutil.rrule import rrule, rruleset, rrulestr
@@ -32,6 +34,7 @@ _PARTS = frozenset(
 MAX_DAILY = 24
 """Openings on one day."""
 _FREQUENCIES = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY")
+_END = attrgetter("end")
 _LOCAL = re.compile(r"\d{8}(T\d{6})?")
 
 
@@ -67,10 +70,7 @@ def schedule(windows: Sequence[Window], timezone: str, now: datetime) -> tuple[I
         now: the time.
     """
     block = _block(tuple(windows), timezone, (now - _EPOCH) // _BLOCK)
-    for index, span in enumerate(block):
-        if span.end > now:
-            return block[index:] if index else block
-    return ()
+    return block[bisect_right(block, now, key=_END) :]
 
 
 def is_open(windows: Sequence[Window], timezone: str, now: datetime) -> bool:
