@@ -131,10 +131,10 @@ def _missing(
     hotpatched = False
     for requirement in requirements:
         content = requirement.content
-        if not catalogue.concerns(device, content.package):
-            continue
         fix = catalogue.fixed_by(device, content, fixes)
         if fix is None:
+            if not catalogue.concerns(device, content.package):
+                continue
             # a device that is new has the whole time from then on
             since = max(requirement.since, device.enrolled or requirement.since)
             missing.append(Missing(content.id, since + grace))
