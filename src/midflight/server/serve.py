@@ -58,6 +58,7 @@ def serve(settings: Settings, say: Callable[[str], None], processes: int = 1) ->
         host=host,
         port=port,
         workers=processes,
+        http="midflight.server.wire:BoundedHttp",
         log_level="warning",
         # an idle browser or agent does not answer the end of its TLS connection; nobody waits for it longer
         timeout_graceful_shutdown=5,

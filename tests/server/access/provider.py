@@ -5,9 +5,12 @@ It signs in whoever the test says, without a page to fill in.
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 import time
+from base64 import urlsafe_b64decode
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
@@ -95,6 +98,10 @@ class OpenIdProvider:
     def __init__(self, redirect_uri: str) -> None:
         self.person: dict[str, Any] = {"sub": "248289761001", "preferred_username": "Jane", "groups": ["fleet"]}
         self.twist: dict[str, Any] = {}
+        self.forge: Callable[[dict[str, Any]], str] | None = None
+        """Makes the next ID tokens of their claims, instead of the provider's key."""
+        self.called = ""
+        """What it says that it is; empty: the truth."""
         self.signed_out = False
         """The browser has no login at the provider, so it would have to show a page."""
         self.prompts: list[str | None] = []
@@ -167,7 +174,8 @@ class OpenIdProvider:
         def metadata() -> Any:
             names = {"authorization_endpoint": "authorize", "token_endpoint": "token", "jwks_uri": "jwks"}
             return jsonify(
-                {"issuer": provider.issuer} | {name: f"{provider.issuer}/{path}" for name, path in names.items()}
+                {"issuer": provider.called or provider.issuer}
+                | {name: f"{provider.issuer}/{path}" for name, path in names.items()}
             )
 
         @app.get("/jwks")
@@ -186,7 +194,13 @@ class OpenIdProvider:
 
         @app.post("/token")
         def token() -> Any:
-            return server.create_token_response()
+            response = server.create_token_response()
+            if provider.forge is None or response.status_code != 200:
+                return response
+            document = json.loads(response.get_data())
+            body = document["id_token"].split(".")[1]
+            claims = json.loads(urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+            return jsonify(document | {"id_token": provider.forge(claims)})
 
         app.secret_key = secrets.token_bytes(16)
         return app

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from httpx2 import Response
-from joserfc.jwk import RSAKey
+from joserfc import jwt
+from joserfc.jwk import OctKey, RSAKey
 from sqlalchemy import select
 
 from midflight.errors import InputError
@@ -137,6 +141,51 @@ def test_id_tokens_for_others_or_out_of_time_are_refused(
     provider.twist = twist
     assert come_back(browser, to_provider(browser)).status_code == 403
     assert browser.get("/api/v1/session").status_code == 401
+
+
+def _unsigned(claims: dict[str, Any], _provider: OpenIdProvider) -> str:
+    return f"{_base64(json.dumps({'alg': 'none'}).encode())}.{_base64(json.dumps(claims).encode())}."
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _by_the_secret(claims: dict[str, Any], _provider: OpenIdProvider) -> str:
+    return str(jwt.encode({"alg": "HS256"}, claims, OctKey.import_key(SECRET)))
+
+
+def _by_the_public_key(claims: dict[str, Any], provider: OpenIdProvider) -> str:
+    """The known confusion: an RSA key, which everybody has, taken for a secret."""
+    text = f"{_base64(json.dumps({'alg': 'HS256'}).encode())}.{_base64(json.dumps(claims).encode())}"
+    return f"{text}.{_base64(hmac.digest(provider.key.as_pem(private=False), text.encode(), 'sha256'))}"
+
+
+def _by_a_key_that_it_brings(claims: dict[str, Any], provider: OpenIdProvider) -> str:
+    own = RSAKey.generate_key(2048, {"kid": "one"}, private=True)
+    return str(jwt.encode({"alg": "RS256", "kid": "one", "jwk": own.as_dict(private=False)}, claims, own))
+
+
+@pytest.mark.parametrize("lie", [_unsigned, _by_the_secret, _by_the_public_key, _by_a_key_that_it_brings])
+def test_id_tokens_that_are_signed_by_nobody_or_by_anybody_are_refused(
+    lie: Callable[[dict[str, Any], OpenIdProvider], str], browser: TestClient, provider: OpenIdProvider
+) -> None:
+    provider.forge = lambda claims: lie(claims, provider)
+    answer = come_back(browser, to_provider(browser))
+    assert (answer.status_code, "not signed by the provider" in answer.text) == (403, True)
+    assert browser.get("/api/v1/session").status_code == 401
+
+
+def test_an_answer_that_names_another_issuer_is_refused(browser: TestClient) -> None:
+    location = to_provider(browser)
+    assert come_back(browser, location + "&iss=https%3A%2F%2Fevil.example").status_code == 403
+    assert browser.get("/api/v1/session").status_code == 401
+
+
+def test_a_provider_that_calls_itself_otherwise_is_not_asked(browser: TestClient, provider: OpenIdProvider) -> None:
+    provider.called = "https://evil.example"
+    answer = browser.get("/login/oidc")
+    assert (answer.status_code, "says that it is" in answer.text) == (502, True)
 
 
 def test_keys_may_change_but_must_be_the_provider_s(browser: TestClient, provider: OpenIdProvider) -> None:

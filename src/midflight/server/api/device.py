@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import cast
@@ -36,7 +37,12 @@ from midflight.trust.errors import TrustError
 router = APIRouter(tags=["devices' own"], include_in_schema=False)
 _JSON = "application/json"
 _SMALL = 64 << 10
-"""Bodies up to this are read even when their sender is sent away."""
+"""Bodies up to this are read even when their sender is sent away: a connection that is closed with something unread is
+reset, and the answer may be lost with it."""
+BODY_S = 30.0
+"""The body of a check-in must be there by then."""
+LARGE_AT_ONCE = 32
+"""Check-ins with larger bodies that are read at a time."""
 
 
 @router.post(ENROLL_PATH)
@@ -112,6 +118,10 @@ async def read_body(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
+class _Crowded(Exception):
+    """Too many send large bodies."""
+
+
 class CheckInGate:
     """An ASGI application that answers check-ins itself and hands everything else on.
 
@@ -125,6 +135,7 @@ class CheckInGate:
         self._limit = settings.checkin_limit
         self._mean_s = settings.checkin_interval
         self._running = 0
+        self._large = 0
         self._random = random.Random()
         self._threads = ThreadPoolExecutor(max(2, min(8, settings.database_connections // 2)), "check-in")
 
@@ -135,23 +146,54 @@ class CheckInGate:
         if scope["method"] != "POST":
             await respond(send, 405, problem_body(405, "method-not-allowed", "check-ins are POSTed"), MEDIA_TYPE)
             return
+        if self._running >= self._limit and _declared(scope) > _SMALL:
+            await self._away(send, "overloaded", "the server has more to do than it can; come again")
+            return
+        try:
+            # before it counts: who sends slowly, or never to the end, keeps nobody away
+            async with asyncio.timeout(BODY_S):
+                body = await self._body(receive)
+        except TimeoutError:
+            await respond(send, 408, problem_body(408, "slow", f"not sent within {BODY_S:g} s"), MEDIA_TYPE)
+            return
+        except _Crowded:
+            await self._away(send, "overloaded", "too many send large messages at once; come again")
+            return
+        if body is None:
+            await respond(send, 413, problem_body(413, "oversized", f"more than {MAX_CHECK_IN} bytes"), MEDIA_TYPE)
+            return
         if self._running >= self._limit:
-            if _declared(scope) <= _SMALL:
-                # A connection that is closed with something unread is reset, and the answer may be lost with it.
-                await _read(receive, _SMALL)
             await self._away(send, "overloaded", "the server has more to do than it can; come again")
             return
         self._running += 1
         try:
-            await self._check_in(scope, receive, send)
+            await self._check_in(scope, body, send)
         finally:
             self._running -= 1
 
-    async def _check_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _read(receive, MAX_CHECK_IN)
-        if body is None:
-            await respond(send, 413, problem_body(413, "oversized", f"more than {MAX_CHECK_IN} bytes"), MEDIA_TYPE)
-            return
+    async def _body(self, receive: Receive) -> bytes | None:
+        """The body; None when it is too large. Large ones are taken from a few at a time: they take memory.
+
+        Raises:
+            _Crowded: too many send large ones already.
+        """
+        size, parts, large = 0, [], False
+        try:
+            async for part in _parts(receive):
+                parts.append(part)
+                size += len(part)
+                if size > MAX_CHECK_IN:
+                    return None
+                if size > _SMALL and not large:
+                    if self._large >= LARGE_AT_ONCE:
+                        raise _Crowded
+                    self._large += 1
+                    large = True
+            return b"".join(parts)
+        finally:
+            self._large -= large
+
+    async def _check_in(self, scope: Scope, body: bytes, send: Send) -> None:
         sent = Sent(
             {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]},
             scope["raw_path"].decode("latin-1"),
@@ -182,16 +224,9 @@ def _declared(scope: Scope) -> int:
     return 1 << 62
 
 
-async def _read(receive: Receive, most: int) -> bytes | None:
-    message: Message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        return body if len(body) <= most else None
-    parts, size = [body], len(body)
-    while message.get("more_body", False):
-        message = await receive()
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > most:
-            return None
-    return b"".join(parts)
+async def _parts(receive: Receive) -> AsyncIterator[bytes]:
+    more = True
+    while more:
+        message: Message = await receive()
+        yield message.get("body", b"")
+        more = message.get("more_body", False)

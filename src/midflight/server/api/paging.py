@@ -34,15 +34,15 @@ def cursor(values: Sequence[Any]) -> str:
     return urlsafe_b64encode(orjson.dumps(list(values))).decode().rstrip("=")
 
 
-def place(text: str, count: int) -> list[Any]:
-    """The place that a cursor stands for.
+def place(text: str, keys: Sequence[Any]) -> list[Any]:
+    """The place in a list by these columns that a cursor stands for.
 
     Raises:
         Problem: 422, it is none.
     """
     try:
         values = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        if isinstance(values, list) and len(values) == count and all(isinstance(v, str | int) for v in values):
+        if isinstance(values, list) and len(values) == len(keys) and all(map(_fits, values, keys)):
             return values
     except (ValueError, binascii.Error):
         pass
@@ -66,7 +66,7 @@ def page(
         show: a row as it is answered. Rows of several entities come as tuples.
     """
     if after is not None:
-        values = place(after, len(keys))
+        values = place(after, keys)
         raw = [_raw(key) for key in keys]
         bounds = tuple_(*raw) < tuple_(*values) if descending else tuple_(*raw) > tuple_(*values)
         query = query.where(bounds)
@@ -76,6 +76,12 @@ def page(
     shown = [row[: -len(keys)] for row in rows[:limit]]
     following = cursor(rows[limit - 1][-len(keys) :]) if len(rows) > limit else None
     return {"items": [show(row[0] if len(row) == 1 else row) for row in shown], "next": following}
+
+
+def _fits(value: object, key: Any) -> bool:
+    if isinstance(key.type, Instant | BigInteger):
+        return type(value) is int and -(2**63) <= value < 2**63
+    return isinstance(value, str) and "\0" not in value
 
 
 def _raw(key: Any) -> Any:

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from midflight.errors import InputError
 from midflight.server.api.deps import Actor, DbSession, require
 from midflight.server.api.editing import check_version, edited, shown
 from midflight.server.api.idempotency import IdempotentRoute
@@ -22,7 +21,7 @@ from midflight.server.domain import rings, windows
 from midflight.server.store import events, invalidate, meta, tallies
 from midflight.server.store.base import new_id
 from midflight.server.store.devices import Device, Group
-from midflight.server.store.documents import PolicyDocument
+from midflight.server.store.documents import PolicyDocument, check_bounds
 from midflight.server.store.policies import Deployment, Policy
 
 router = APIRouter(prefix="/api/v1/policies", tags=["policies"], route_class=IdempotentRoute)
@@ -81,12 +80,10 @@ def policy_row(session: Session, id: str) -> Policy:
 
 def _check(session: Session, body: PolicyBody, but: str = "") -> None:
     document = body.document
+    check_bounds(document)
     rings.validate(document.rings)
     for window in document.windows:
         windows.validate(window)
-    for name, value in (("deadline", document.deadline), ("grace", document.grace)):
-        if value is not None and value.total_seconds() < 0:
-            raise InputError(f"{name}: {value} is before the offer; give a duration from 0")
     named = {*document.audience.groups, *document.audience.excluded}
     named |= {ring.group for ring in document.rings if ring.group}
     known = set(session.scalars(select(Group.id).where(Group.id.in_(named)))) if named else set()

@@ -10,7 +10,7 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -111,6 +111,20 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(DataError)
     async def unstorable(_request: Request, _error: DataError) -> Response:
         return problem_response(422, "invalid", "a text with NUL, or a number too large; send what can be kept", {})
+
+    @app.exception_handler(OverflowError)
+    async def too_large(request: Request, error: OverflowError) -> Response:
+        _log.warning("%s %s: %s", request.method, request.url.path, error)
+        return problem_response(422, "invalid", "a number or a time is too large to be reckoned with", {})
+
+    @app.exception_handler(StatementError)
+    async def unbindable(request: Request, error: StatementError) -> Response:
+        # what a column refuses to take, before the database is asked
+        if isinstance(error.orig, InputError):
+            return await bad_input(request, error.orig)
+        if isinstance(error.orig, OverflowError):
+            return await too_large(request, error.orig)
+        raise error
 
     @app.exception_handler(DBAPIError)
     async def database(request: Request, error: DBAPIError) -> Response:

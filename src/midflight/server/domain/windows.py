@@ -31,6 +31,11 @@ _EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 _PARTS = frozenset(
     ("FREQ", "INTERVAL", "COUNT", "UNTIL", "WKST", "BYMONTH", "BYWEEKNO", "BYYEARDAY", "BYMONTHDAY", "BYDAY")
 ) | {"BYHOUR", "BYMINUTE", "BYSETPOS"}
+_FIRST, _LAST = datetime(2000, 1, 1), datetime(2199, 12, 31, 23, 59, 59)
+_NEAR_THE_END = datetime(9940, 1, 1)
+"""59 years hold every date on every day of the week."""
+MAX_RULE = 500
+MAX_COUNT = 10_000
 MAX_DAILY = 24
 """Openings on one day."""
 _FREQUENCIES = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY")
@@ -54,8 +59,17 @@ def validate(window: Window) -> None:
         raise WindowError("the start of a maintenance window is local time; give it without a time zone")
     if window.timezone is not None and _zone(window.timezone) is None:
         raise WindowError(f"there is no time zone {window.timezone!r}; use a name such as Europe/Berlin")
-    first = next(iter(_recurrence(window.rrule, window.start)), None)
-    if first is None:
+    if not _FIRST <= window.start <= _LAST:
+        raise WindowError(f"a maintenance window begins from 2000 to 2199, not {window.start}; give another start")
+    if len(window.rrule) > MAX_RULE:
+        raise WindowError(f"the recurrence is longer than {MAX_RULE} characters; take several windows")
+    count = re.search("COUNT=([^;]*)", window.rrule)
+    if count and not (re.fullmatch("[1-9][0-9]{0,4}", count[1]) and int(count[1]) <= MAX_COUNT):
+        raise WindowError(f"COUNT in the recurrence {window.rrule!r} must be a number from 1 to {MAX_COUNT}")
+    whole = _recurrence(window.rrule, window.start)
+    # who looks for what never occurs looks to the end of all years, which takes seconds; so first at the last of them
+    bare = ";".join(part for part in window.rrule.split(";") if not part.startswith(("UNTIL=", "COUNT=", "INTERVAL=")))
+    if next(iter(_recurrence(bare, _NEAR_THE_END)), None) is None or next(iter(whole), None) is None:
         raise WindowError(f"the recurrence {window.rrule!r} never occurs; give one that does")
 
 

@@ -20,6 +20,7 @@ Network = IPv4Network | IPv6Network
 
 _NAT64 = ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 _SHARED = ip_network("100.64.0.0/10")  # RFC 6598
+_SITE_LOCAL = ip_network("fec0::/10")  # RFC 3879: deprecated, and routed inside some networks all the same
 _MAX_URL = 2048
 
 
@@ -93,7 +94,8 @@ def judge(address: Address, allowed: Iterable[Network] = (), scheme: str = "http
     if any(bare.version == network.version and bare in network for network in allowed):
         return
     # is_global alone calls multicast global; and what carries another address in itself is judged by that one
-    if not bare.is_global or bare.is_multicast or bare.is_reserved or (bare.version == 4 and bare in _SHARED):
+    inside = any(bare.version == network.version and bare in network for network in (_SITE_LOCAL, _SHARED))
+    if not bare.is_global or bare.is_multicast or bare.is_reserved or inside:
         raise DestinationRefused(
             f"{bare} is not a public address; an administrator can allow it with webhooks.allow in server.toml"
         )

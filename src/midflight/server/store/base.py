@@ -15,7 +15,10 @@ from sqlalchemy import JSON, BigInteger, Dialect, Float, MetaData, String, Text,
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase
 
+from midflight.errors import InputError
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EARLIEST, _LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
 
 
 class Instant(TypeDecorator[datetime]):
@@ -25,7 +28,13 @@ class Instant(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
-        """To the database."""
+        """To the database.
+
+        Raises:
+            InputError: it is so far away that nothing could be reckoned with it, nor could it be read again.
+        """
+        if value is not None and not _EARLIEST <= value <= _LATEST:
+            raise InputError(f"{value} is out of reach; give a time from 1900 to 2999")
         return None if value is None else to_micros(value)
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:

@@ -92,8 +92,15 @@ class Queue:
 
 
 def json_text(value: Any) -> str:
-    """JSON as stored; keys that are no strings become strings."""
-    return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+    """JSON as stored; keys that are no strings become strings.
+
+    Raises:
+        InputError: there is a number of more than 64 bits in it, or a text that is none.
+    """
+    try:
+        return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError as error:
+        raise InputError(f"this cannot be kept: {error}") from None
 
 
 class Database:

@@ -5,11 +5,13 @@ must not silently mean none."""
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from midflight.errors import InputError
 from midflight.server.domain.model import (
     ApprovalRule,
     Audience,
@@ -50,6 +52,33 @@ class PolicyDocument(BaseModel):
         """As the rules have it."""
         values: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
         return Policy(id=id, name=name, priority=priority, pause=pause, **values)
+
+
+LONGEST = timedelta(days=3660)
+MOST = 10**9
+
+
+def check_bounds(document: PolicyDocument) -> None:
+    """See that one can reckon with all times and numbers of a policy that a person wrote.
+
+    Raises:
+        InputError: says which not.
+    """
+    for name in PolicyDocument.model_fields:
+        _check_bounds(name, getattr(document, name))
+
+
+def _check_bounds(where: str, value: object) -> None:
+    if isinstance(value, timedelta) and not timedelta(0) <= value <= LONGEST:
+        raise InputError(f"{where}: {value} is out of bounds; give a duration from 0 to {LONGEST.days} days")
+    if isinstance(value, int | float) and not abs(value) <= MOST:
+        raise InputError(f"{where}: the number is out of bounds; give one up to {MOST:,}")
+    if is_dataclass(value):
+        for each in fields(value):
+            _check_bounds(f"{where}/{each.name}", getattr(value, each.name))
+    elif isinstance(value, tuple):
+        for number, each_value in enumerate(value):
+            _check_bounds(f"{where}/{number}", each_value)
 
 
 _rings = TypeAdapter(tuple[Ring, ...])
