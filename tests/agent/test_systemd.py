@@ -16,6 +16,8 @@ from midflight.errors import InputError
 from midflight.machine import units
 from tests.commands import midflight
 
+SWAP = ["/bin/echo", "swap"]
+
 
 @pytest.fixture
 def heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> socket.socket:
@@ -113,10 +115,10 @@ def test_the_journal_is_meant_only_when_it_reads_standard_error(monkeypatch: pyt
 def test_a_unit_is_written_kept_up_to_date_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "FOLDER", tmp_path / "units")
     monkeypatch.setattr(units, "runs", lambda: False)
-    path = systemd.install(["/usr/bin/midflight", "agent"], start=True)
+    path = systemd.install(["/usr/bin/midflight", "agent"], SWAP, start=True)
     assert "ExecStart=/usr/bin/midflight agent\n" in path.read_text()
     assert not path.with_name(f"{path.name}.d").exists()
-    systemd.install(["/usr/bin/midflight", "newer"], start=True)
+    systemd.install(["/usr/bin/midflight", "newer"], SWAP, start=True)
     assert "ExecStart=/usr/bin/midflight newer\n" in path.read_text()
     assert systemd.uninstall() == path and not path.exists()
     with pytest.raises(InputError, match="nothing to remove"):
@@ -126,14 +128,16 @@ def test_a_unit_is_written_kept_up_to_date_and_removed(tmp_path: Path, monkeypat
 def test_for_baselines_a_drop_in_lets_it_into_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "FOLDER", tmp_path / "units")
     monkeypatch.setattr(units, "runs", lambda: False)
-    path = systemd.install(["/bin/true"], start=True, baselines=True)
+    path = systemd.install(["/bin/true"], SWAP, start=True, baselines=True)
     drop_in = path.with_name(f"{path.name}.d") / "baselines.conf"
     assert "ProtectSystem=no\n" in drop_in.read_text()
     drop_in.write_text("older")
-    systemd.install(["/bin/true"], start=True)
+    systemd.install(["/bin/true"], SWAP, start=True)
     assert "ProtectSystem=no\n" in drop_in.read_text()
+    early = path.with_name(systemd.EARLY)
+    assert "ExecStart=/bin/echo swap\n" in early.read_text() and "Before=sysinit.target" in early.read_text()
     if shutil.which("systemd-analyze") is not None:
-        checked = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
+        checked = subprocess.run(["systemd-analyze", "verify", str(path), str(early)], capture_output=True, text=True)
         assert checked.returncode == 0 and not checked.stderr, checked.stderr
     systemd.uninstall()
     assert not list((tmp_path / "units").iterdir())

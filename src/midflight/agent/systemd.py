@@ -16,6 +16,7 @@ from midflight.machine import units
 
 UNIT = "midflight-agent.service"
 DROP_IN = "baselines.conf"
+EARLY = "midflight-baselines.service"
 JOURNAL = Path("/run/systemd/journal/socket")
 _COMMAND = "@COMMAND@"
 _PRIORITY: dict[Level, int] = {"information": 6, "warning": 4, "error": 3}  # syslog(3)
@@ -94,17 +95,18 @@ def to_journal(otherwise: Tell, path: Path = JOURNAL) -> Tell:
     return tell
 
 
-def unit(command: Sequence[str]) -> str:
-    """The unit that runs this command."""
-    return (files("midflight.agent") / UNIT).read_text().replace(_COMMAND, units.escaped(command))
+def unit(command: Sequence[str], name: str = UNIT) -> str:
+    """The unit of this name, with the command that it runs."""
+    return (files("midflight.agent") / name).read_text().replace(_COMMAND, units.escaped(command))
 
 
-def install(command: Sequence[str], start: bool, baselines: bool = False) -> Path:
+def install(command: Sequence[str], swap: Sequence[str], start: bool, baselines: bool = False) -> Path:
     """Write the unit, or bring one that is there up to date (:func:`midflight.machine.units.install`).
 
     Args:
-        baselines: write the drop-in too that lets the service put baselines in place; one that is there is kept up to
-            date.
+        swap: the command that puts baselines in place.
+        baselines: let the service put baselines in place (by a drop-in), and have it done when the machine starts (by
+            a unit of its own). Where that was installed before, it is kept up to date.
 
     Raises:
         InputError: it cannot be written, or systemd does not take it.
@@ -113,13 +115,17 @@ def install(command: Sequence[str], start: bool, baselines: bool = False) -> Pat
     texts = {UNIT: unit(command)}
     if baselines or (units.FOLDER / drop_in).exists():
         texts[drop_in] = (files("midflight.agent") / DROP_IN).read_text()
+        units.install({EARLY: unit(swap, EARLY)}, start=False)
     return units.install(texts, start)
 
 
 def uninstall() -> Path:
-    """Stop the service and remove its unit.
+    """Stop the service and remove what ``install`` wrote. Returns the path of the unit.
 
     Raises:
         InputError: it is not there, or cannot be removed.
     """
-    return units.uninstall(UNIT, [DROP_IN])
+    path = units.uninstall(UNIT, [DROP_IN])
+    if (units.FOLDER / EARLY).exists():
+        units.uninstall(EARLY)
+    return path

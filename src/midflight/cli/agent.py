@@ -393,9 +393,12 @@ def _service(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
+_AGENT = (sys.executable, "-m", "midflight", "agent")
+
+
 def _command(args: argparse.Namespace) -> list[str]:
     settings = _settings(args)
-    command = [sys.executable, "-m", "midflight", "agent", "run", "--service"]
+    command = [*_AGENT, "run", "--service"]
     if args.folder:
         command += ["--folder", str(settings.folder)]
     for key in settings.trust if args.trust else ():
@@ -431,7 +434,7 @@ def _install_unit(command: list[str], start: bool, baselines: bool) -> str:
     from midflight.agent import systemd
     from midflight.machine import units
 
-    path = str(systemd.install(command, start, baselines))
+    path = str(systemd.install(command, (*_AGENT, "swap-baseline"), start, baselines))
     return path if units.runs() else f"{path} (systemd does not run here: it starts with the machine if enabled)"
 
 

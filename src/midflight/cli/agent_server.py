@@ -213,21 +213,26 @@ def _baselines(args: argparse.Namespace, out: Output, settings: Settings) -> int
 
 
 def _swap(args: argparse.Namespace, out: Output, settings: Settings) -> int:
-    from midflight.agent.fleet.staging import find
+    from midflight.agent.fleet.staging import StagingError, find
 
+    done, failed = [], []
     with _opened() as (records, staging):
         waiting = [one for one in records.baselines() if one.state in ("staged", "swapping")]
-        if args.name:
-            waiting = [find(waiting, args.name)]
-        done = [staging.swap(one) for one in waiting]
-    out.result({"baselines": [_plain(one) for one in done]})
+        for one in [find(waiting, args.name)] if args.name else waiting:
+            try:
+                done.append(staging.swap(one))
+            except StagingError as error:
+                failed.append({"name": one.name, "sequence": one.sequence, "reason": str(error)})
+    out.result({"baselines": [_plain(one) for one in done], "failed": failed})
     for one in done:
         out.line(
             f"{one.name} {one.sequence} is in its place ({one.place}); what runs there now gets it when it restarts"
         )
-    if not done:
+    for other in failed:
+        out.line(Styled(str(other["reason"]), "bad"))
+    if not done and not failed:
         out.line("nothing lies ready")
-    return 0
+    return 1 if failed else 0
 
 
 def _rollback(args: argparse.Namespace, out: Output, settings: Settings) -> int:
