@@ -148,7 +148,7 @@ class Baselines:
         if plan.now and time.monotonic() - self._tried.get(one.sha256, -AGAIN) >= AGAIN:
             self._restart(one, users, plan)
         elif plan.warnings > one.warned and plan.forced is not None and not plan.now:
-            self._warn(one, plan, plan.forced)
+            self._warn(one, users, plan, plan.forced)
         return plan
 
     def _free(self, one: Baseline, users: set[int], around: Around) -> bool:
@@ -176,7 +176,7 @@ class Baselines:
                 self._records.drop_baseline(other.sha256)
 
     def _restart(self, one: Baseline, users: set[int], plan: restarts.Plan) -> None:
-        means = restarts.means(one.name, users, self._settings.restart, restarts.units_of(users))
+        means = self._means(one, users)
         if means.left and not plan.machine:
             return  # only people can restart those
         self._tried[one.sha256] = time.monotonic()
@@ -190,9 +190,13 @@ class Baselines:
                 self.problems[one.name] = f"the restart failed: {why}"
                 self._tell(Notice("failed", f"baseline {one.name} {one.sequence}: the restart failed: {why}"))
 
-    def _warn(self, one: Baseline, plan: restarts.Plan, forced: datetime) -> None:
+    def _means(self, one: Baseline, users: set[int]) -> restarts.Means:
+        return restarts.means(one.name, users, self._settings.restart, restarts.units_of(users))
+
+    def _warn(self, one: Baseline, users: set[int], plan: restarts.Plan, forced: datetime) -> None:
         self._records.baseline(replace(one, warned=plan.warnings))
-        why = restarts.warn(restarts.warning(one.name, forced, plan.machine), self._settings.warn)
+        machine = plan.machine and bool(self._means(one, users).left)
+        why = restarts.warn(restarts.warning(one.name, forced, machine), self._settings.warn)
         said = f"users cannot be warned: {why}" if why else "users were warned"
         self._tell(Notice("problem" if why else "orders", f"{one.name}: a restart is due at {forced}; {said}"))
 

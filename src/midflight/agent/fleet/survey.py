@@ -74,7 +74,7 @@ def survey(
     """Look at processes.
 
     Args:
-        root: what ``/proc/PID/root`` of a process of this system refers to (:func:`root_of`).
+        root: that of a process of this system (:func:`root_of`).
     """
     begin = time.monotonic()
     found = Survey()
@@ -128,11 +128,13 @@ def _missing(found: Survey) -> None:
 
 
 def root_of(pid: int | str) -> str:
-    """Names the mount namespace of a process; empty when it cannot be told."""
+    """Names the root directory of a process; empty when it cannot be told. A container has its own. A service with a
+    sandbox of systemd (the agent is one) has mounts of its own, but the root of the system."""
     try:
-        return os.readlink(f"/proc/{pid}/ns/mnt")
+        state = os.stat(f"/proc/{pid}/root/")
     except OSError:
         return ""
+    return f"{state.st_dev}:{state.st_ino}"
 
 
 def ended(pid: int) -> bool:

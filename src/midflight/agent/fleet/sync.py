@@ -92,7 +92,7 @@ class Sync:
         self._integrity = Integrity(self._records, tell, self._pause)
         self._scope = Scope(place.settings.processes)
         self._packages = Packages(str(place.root))
-        self._mount = root_of("self")
+        self._root = root_of("self")
         self._files = Files()
         self._conversation = Conversation(place, self._records, self._clock, draw)
         self._survey = Survey()
@@ -281,7 +281,7 @@ class Sync:
 
     def _look(self) -> None:
         processes = [process for process in all_processes() if self._scope.covers(process.pid)]
-        self._survey = survey(processes, self._files, self._pause, self._mount)
+        self._survey = survey(processes, self._files, self._pause, self._root)
         self._owners = self._packages.of(self._survey.host)
         for name, path in self._place.server.files.items():
             # What the settings name, and no package has, goes by that name.
