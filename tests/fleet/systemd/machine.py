@@ -1,7 +1,7 @@
 """A machine with systemd: a small Debian 12 in namespaces of its own, with systemd as its first process, and Midflight
 installed there from a wheel as a user installs it.
 
-It has its own processes, mounts, network, users of System V IPC, host name and control groups, and no way to the
+It has its own processes, mounts, network, host name and control groups, and a cable to this machine but no way to the
 network outside. What it changes on its disk lies in a layer that goes with it; a restart keeps that.
 """
 
@@ -26,6 +26,8 @@ from tests.commands import PATIENCE
 TOP = Path(__file__).resolve().parents[3]
 PACKAGES = "systemd,systemd-sysv,dbus,python3-venv"
 ENVIRONMENT = "/opt/midflight"
+HERE, THERE = "10.213.79.1", "10.213.79.2"
+"""The two ends of its cable: this machine, and that one."""
 _GROUPS = Path("/sys/fs/cgroup")
 _START = r"""
 set -e
@@ -60,7 +62,7 @@ exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 /lib/
 """
 
 
-def _run(*words: str | Path, **more: Any) -> str:
+def _run(*words: str | int | Path, **more: Any) -> str:
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, stdin=subprocess.DEVNULL, **more)
     assert done.returncode == 0, f"{' '.join(map(str, words))}: {done.stderr.strip() or done.stdout.strip()}"
     return str(done.stdout)
@@ -141,9 +143,18 @@ class Booted:
             return 0
 
         self.init = until(started, "its systemd starts")
+        self._plug_in()
         until(lambda: (self.root_now / "run/systemd/private").exists(), "its systemd listens")
         state = self.run("systemctl", "is-system-running", "--wait", status=None).strip()
         assert state == "running", self.run("systemctl", "--failed", status=None)
+
+    def _plug_in(self) -> None:
+        near, inside = f"mf{os.getpid()}s", ("nsenter", "-t", self.init, "--net", "ip")
+        _run("ip", "link", "add", near, "type", "veth", "peer", "name", "eth0", "netns", self.init)
+        _run("ip", "addr", "add", HERE, "peer", THERE, "dev", near)
+        _run("ip", "link", "set", near, "up")
+        _run(*inside, "addr", "add", THERE, "peer", HERE, "dev", "eth0")
+        _run(*inside, "link", "set", "eth0", "up")
 
     @property
     def root_now(self) -> Path:
@@ -179,6 +190,10 @@ class Booted:
         shutil.copy(file, part)
         os.chown(part, 0, 0)
         part.rename(place)
+
+    def read(self, path: str) -> str:
+        """Read a file on it."""
+        return (self.root_now / path.lstrip("/")).read_text(errors="replace")
 
     def show(self, unit: str, name: str) -> str:
         """A property of a unit, as systemd tells it."""
