@@ -259,7 +259,10 @@ class ContentClient:
 
     def _prefixed(self) -> bool:
         """Whether target files are named by their hash."""
-        root = Metadata.from_file(str(self.folder / METADATA / ROOT)).signed
+        # tuf has a link to the newest one besides, which not every system can make
+        kept = (self.folder / METADATA / "root_history").glob(f"*.{ROOT}")
+        newest = max(kept, key=lambda path: int(path.name.partition(".")[0]))
+        root = Metadata.from_file(str(newest)).signed
         return bool(root.consistent_snapshot)
 
     def _fetch_into(self, url: str, partial: Path, length: int) -> None:

@@ -154,6 +154,8 @@ def test_baselines_need_a_place_and_room() -> None:
     assert decision(order, at(NOON, places=frozenset({"nginx"})), content) == ("begin", ""), "it changes nothing yet"
     small = Situation(replace(MACHINE, disk_free=0), Moment(NOON), places=frozenset({"nginx"}))
     assert decision(order, small, content) == ("refuse", "disk_low")
+    windows = Situation(replace(MACHINE, platform="windows-x86_64"), Moment(NOON), places=frozenset({"nginx"}))
+    assert decision(order, windows, content) == ("refuse", "wrong_platform")
 
 
 def test_what_the_server_said_counts_and_not_the_wall_clock() -> None:

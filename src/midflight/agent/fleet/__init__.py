@@ -3,7 +3,8 @@
 enrollment.py   becoming a device of a server; who it is, kept on disk
 channel.py      the conversation: check-ins, renewal, the pinned connection; pace.py how often
 contents.py     content: metadata, downloads, the files that are kept
-survey.py       what runs here: images, packages (packages.py), hotpatches in memory; facts.py the machine
+survey.py       what runs here: images, packages (packages.py), hotpatches in memory; facts.py the machine,
+                 winfacts.py one of Windows
 eligibility.py  whether this device can take a hotpatch; decisions.py what is to be done now. Both pure.
 staging.py      baselines: laid ready, swapped in, taken back; deb.py packages; restarts.py deadlines and warnings
 moments.py      what time it is, also when somebody sets the clock

@@ -111,6 +111,10 @@ def _against_baseline(
 ) -> list[Finding]:
     package = content.about.package
     assert package is not None  # content.py: a baseline always has one
+    if situation.machine.platform.startswith("windows"):
+        # A file that runs cannot be replaced there, and a service has nobody before it to do that at the next start.
+        why = "this agent puts no baselines in place on Windows; have the release installed as it always is there"
+        return [Finding(Code.WRONG_PLATFORM, why)]
     if package.format == "file" and package.name not in situation.places:
         return [Finding(Code.NO_PLACE, f"agent.toml has no [server.files] entry {package.name!r}")]
     missing = 0 if content.sha256 in situation.fetched else content.length

@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from midflight import __version__
+from midflight.agent.fleet import winfacts
 
 _REBOOT_MARKS = (Path("/run/reboot-required"), Path("/var/run/reboot-required"))
 
@@ -45,7 +46,7 @@ def facts() -> Facts:
         os=_os(),
         memory_total_mib=total,
         memory_free_mib=free,
-        reboot_pending=any(mark.exists() for mark in _REBOOT_MARKS),
+        reboot_pending=_reboot_pending(),
     )
 
 
@@ -57,6 +58,8 @@ def machine() -> str:
 def machine_id() -> str:
     """Names this machine, also when it is enrolled again: a hash, since the id itself is not for others
     (machine-id(5)). Empty settings of a machine (a container) fall back to the host name."""
+    if sys.platform == "win32":
+        return sha256(f"midflight device {winfacts.machine_guid() or socket.gethostname()}".encode()).hexdigest()
     for path in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
         try:
             text = path.read_text().strip()
@@ -77,6 +80,8 @@ def disk_free(folder: Path) -> int:
 
 def _memory() -> tuple[int, int | None]:
     """Total and available memory in MiB (proc_meminfo(5))."""
+    if sys.platform == "win32":
+        return winfacts.memory()
     values = {}
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
@@ -89,7 +94,15 @@ def _memory() -> tuple[int, int | None]:
     return values.get("MemTotal", 0), values.get("MemAvailable")
 
 
+def _reboot_pending() -> bool:
+    if sys.platform == "win32":
+        return winfacts.reboot_pending()
+    return any(mark.exists() for mark in _REBOOT_MARKS)
+
+
 def _timezone() -> str:
+    if sys.platform == "win32":
+        return winfacts.timezone()
     if os.environ.get("TZ", "").lstrip(":"):
         return os.environ["TZ"].lstrip(":")[:100]
     try:
