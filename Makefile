@@ -45,6 +45,7 @@ test-wine: ## the tests on Windows programs, run by a Windows Python under Wine
 	@scripts/bootstrap wine
 	@$(BIN)/python -m tests.wine.build
 	mkdir -p $(REPORTS) && scripts/wine -m pytest tests/wine -p no:cacheprovider --junitxml=$(REPORTS)/$@.xml
+	$(BIN)/python -m pytest tests/wine/test_fleet.py --junitxml=$(REPORTS)/$@-fleet.xml
 
 bench-wine: ## stopped time by thread count on Windows programs under Wine, for both trampolines
 	@scripts/bootstrap wine
