@@ -23,6 +23,21 @@ def until(what: Callable[[], Any], wanted: str) -> Any:
     return found
 
 
+def fill(path: Path) -> None:
+    """Take all the space that there is."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"\0" * (1 << 20)):
+                pass
+        except OSError:
+            pass
+        try:
+            while file.write(b"\0" * 512):
+                pass
+        except OSError:
+            pass
+
+
 class RunningAgent:
     """An agent in the foreground: its folders are below ``home``, and stay when it is started again."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from midflight.process.live import holding_tells
-from tests.agent.harness import RunningAgent, until
+from tests.agent.harness import RunningAgent, fill, until
 from tests.commands import midflight
 from tests.live.harness import ASK, Fix, Lab, Target
 
@@ -284,3 +285,52 @@ def test_one_agent_a_machine(fixes: Fixes, tmp_path: Path) -> None:
     with agent(fixes, tmp_path) as running:
         words = ("agent", "run", "--folder", running.folder)
         assert "another agent runs already" in midflight(*words, env=running.environment, status=1).err
+
+
+def test_what_happened_while_the_agent_stood_still_is_caught_up_on(fixes: Fixes, tmp_path: Path) -> None:
+    """As on a machine that was suspended, or whose administrator stopped it for a while."""
+    with agent(fixes, tmp_path) as running, Target.start(fixes.program) as target:
+        running.order(fixes.first.hotpatch)
+        running.order(fixes.second.hotpatch)
+        becomes(target, "3 0")
+        assert running.process is not None
+        with Target.start(fixes.program) as doomed:
+            becomes(doomed, "3 0")
+            running.process.send_signal(signal.SIGSTOP)
+            with Target.start(fixes.program) as late:
+                assert late.ask() == "1 0"
+                doomed.stop(signal.SIGABRT)
+                for _ in range(200):
+                    subprocess.run(["true"], check=True)
+                running.process.send_signal(signal.SIGCONT)
+                becomes(late, "2 0")
+                becomes(target, "2 0")
+        (bar,) = running.ask("bars")["bars"]
+        assert (bar["name"], bar["sequence"]) == ("answers", 2) and "SIGABRT" in bar["reason"]
+
+
+def test_a_crash_is_acted_on_although_the_disk_is_full(fixes: Fixes, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "none", state], check=True)
+    try:
+        with agent(fixes, tmp_path) as running, Target.start(fixes.program) as target:
+            filler = state / "filler"
+            fill(filler)
+            running.order(fixes.first.hotpatch)
+            becomes(target, "2 0")
+            until(lambda: running.says("the state cannot be written"), "told")
+            crash(fixes.program, "2 0")
+            becomes(target, "1 0")
+            with Target.start(fixes.program) as late:
+                time.sleep(1)
+                assert late.ask() == "1 0", "barred, although nothing of it is on the disk"
+            filler.unlink()
+            until(lambda: running.ask("bars")["bars"], "on the disk")
+            running.stop(signal.SIGKILL)
+            running.start()
+            with Target.start(fixes.program) as last:
+                until(lambda: running.says("in force: nothing"), "ordered")
+                assert last.ask() == "1 0"
+    finally:
+        subprocess.run(["umount", "--lazy", state], check=True)

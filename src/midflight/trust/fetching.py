@@ -181,7 +181,7 @@ class CachedFetcher(FetcherInterface):
     def _fetch(self, url: str) -> Iterator[bytes]:
         name = url.rpartition("/")[2]
         if name != "timestamp.json":
-            raise DownloadHTTPError(f"{name} is not among what was kept", 404)
+            raise DownloadHTTPError(f"what was kept is over by this machine's clock, or {name} is missing", 404)
         try:
             return iter([(self._folder / name).read_bytes()])
         except OSError:

@@ -13,6 +13,7 @@ from tests.agent.fleet.conftest import Fixes, publish
 from tests.agent.fleet.control import ControlServer, apply
 from tests.agent.fleet.harness import Device
 from tests.agent.fleet.waiting import until
+from tests.agent.harness import fill
 from tests.commands import PATIENCE, midflight
 from tests.live.harness import Target
 
@@ -56,21 +57,6 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=72m,mode=0700", "none", folder], check=True)
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def fill(path: Path) -> None:
-    """Take all the space that there is."""
-    with path.open("wb", buffering=0) as file:
-        try:
-            while file.write(b"\0" * (1 << 20)):
-                pass
-        except OSError:
-            pass
-        try:
-            while file.write(b"\0" * 512):
-                pass
-        except OSError:
-            pass
 
 
 def test_a_full_disk_is_reported_and_loses_nothing(

@@ -228,8 +228,9 @@ class Sync:
         self._hotpatching.follow(self._survey, snapshot, revoked)
         moment = self._clock.moment()
         instructions = self._holding(max(moment.readings))
-        if instructions is not None and catalog is not None:
-            self._lift(instructions, snapshot)
+        if instructions is not None:
+            if catalog is not None:
+                self._lift(instructions, snapshot)
             self._carry_out(instructions, catalog, snapshot)
         self._baselines.follow(Around(self._survey, instructions, moment, self._back(moment.now)))
         self._users = frozenset(
@@ -334,12 +335,14 @@ class Sync:
                 take_bar(self._place.state, bar.name, bar.sequence)
                 self._tell(Notice("unbarred", f"{bar.name} {bar.sequence}: somebody looked, says the server"))
 
-    def _carry_out(self, instructions: Instructions, catalog: Catalog, snapshot: Snapshot) -> None:
-        agreement = combine(instructions, catalog)
-        new = any(one.reason == "unknown" for one in agreement.refused)  # published a moment ago, perhaps
-        old = time.monotonic() - self._refreshed_at > REFRESH_LEAST
-        if new and old and self._guarded("content", self._refresh):
-            agreement = combine(instructions, self._contents.known())
+    def _carry_out(self, instructions: Instructions, catalog: Catalog | None, snapshot: Snapshot) -> None:
+        """Do what is to be done now. Without a catalogue (the repository cannot be had, or is over by our clock) only what
+        takes hotpatches out: that needs nobody's word but the server's, and may be urgent."""
+        if catalog is None:
+            out = [action for action in instructions.actions if action.kind == "revert"]
+            agreement = combine(out, Catalog(0, instructions.issued, {}, (), {}))
+        else:
+            agreement = self._agreement(instructions, catalog)
         self._tell_refused(agreement)
         for decision in decide(instructions, agreement.agreed, self._situation(snapshot)):
             if decision.action.kind == "baseline":
@@ -347,6 +350,14 @@ class Sync:
             else:
                 self._hotpatching.carry_out(decision, self._survey)
             self._lay_out()
+
+    def _agreement(self, instructions: Instructions, catalog: Catalog) -> Agreement:
+        agreement = combine(instructions, catalog)
+        new = any(one.reason == "unknown" for one in agreement.refused)  # published a moment ago, perhaps
+        old = time.monotonic() - self._refreshed_at > REFRESH_LEAST
+        if new and old and self._guarded("content", self._refresh):
+            agreement = combine(instructions, self._contents.known())
+        return agreement
 
     def _tell_refused(self, agreement: Agreement) -> None:
         for one in agreement.refused:
