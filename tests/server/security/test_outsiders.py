@@ -14,10 +14,12 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from midflight.server import wire
 from midflight.server.api.paging import cursor
 from midflight.server.settings import Settings
+from midflight.server.store import meta
 from midflight.server.store.database import Database
 from midflight.server.work.tasks import Context
 from midflight.trust.checkin import CHECK_IN_PATH
@@ -219,3 +221,25 @@ def test_a_time_out_of_reach_is_refused_and_the_server_goes_on(
     assert [kind for kind, _target in device.orders] == ["apply"]
     for path in ("/api/v1/safeguards", content, f"/api/v1/policies/{policy}", "/api/v1/reports/fleet", "/metrics"):
         assert admin.get(path).status_code == 200
+
+
+@on_sqlite
+def test_a_deployment_that_cannot_be_reckoned_with_holds_up_no_other(
+    admin: TestClient, database: Database, settings: Settings, publisher: Publisher, new_device: Make
+) -> None:
+    """Such a one can no longer be made; an older server may have left it."""
+    fleet = Fleet(admin, Context(database, settings), publisher)
+    policy = fleet.policy()
+    device = new_device()
+    bad, _content = fleet.deploy(policy)
+    endless = json.dumps([{"name": "a", "kind": "rest", "gate": {"soak": "P999999999D"}}])
+    with database.write() as session:
+        session.execute(
+            text("UPDATE deployment SET rings = :rings, ring = 0, effective = 'offering'"), {"rings": endless}
+        )
+        session.execute(text("UPDATE membership SET ring = 0, state = 'applied'"))
+        meta.bump(session, "deployments")
+    good, _content = fleet.deploy(policy, 2)
+    assert fleet.get(f"/deployments/{bad}")["effective"] == "offering"
+    device.check_in()
+    assert [action.deployment for action in device.instructions.actions if device.instructions] == [good]  # type: ignore[union-attr]

@@ -6,6 +6,7 @@ was interrupted is begun again, and finds by what is written what is left to do.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,11 +21,12 @@ from midflight.server.domain.reasons import Reason
 from midflight.server.store import convert, events, invalidate, meta
 from midflight.server.store import tallies as counts
 from midflight.server.store.bulk import load_places
-from midflight.server.store.database import Database
+from midflight.server.store.database import UNAVAILABLE, Database
 from midflight.server.store.devices import DevicePatch, GroupMember, Presence
 from midflight.server.store.fleet import Fleet, FleetCache, Live, approvals_of
 from midflight.server.store.policies import Deployment, DeploymentRing, Membership
 
+_log = logging.getLogger(__name__)
 CHUNK = 500
 """Devices that are looked at in one transaction."""
 IDLE = timedelta(seconds=60)
@@ -45,12 +47,17 @@ def advance_all(database: Database, cache: FleetCache, now: datetime) -> int:
         ids = list(session.scalars(select(Deployment.id).where(Deployment.live).order_by(Deployment.created)))
     changed = 0
     for id in ids:
-        populate(database, cache, id, now)
-        place(database, cache, id, now)
-        with database.write() as session:
-            row = claim(session, id)
-            if row is not None and _due(session, row, now):
-                changed += advance(session, row, cache.get(session), now)
+        try:
+            populate(database, cache, id, now)
+            place(database, cache, id, now)
+            with database.write() as session:
+                row = claim(session, id)
+                if row is not None and _due(session, row, now):
+                    changed += advance(session, row, cache.get(session), now)
+        except UNAVAILABLE:
+            raise
+        except Exception:  # a fault in one must not hold up all the others
+            _log.exception("deployment %s does not advance; it is tried again with the others", id)
     return changed
 
 
@@ -197,9 +204,8 @@ def tallies(session: Session, id: str, rings: Sequence[m.Ring], current: int, no
     found = [m.RingTally(one, at) for one, at in zip(states, sampled, strict=True)]
     if current < count and (complete := sampled[current]) is not None:
         gate = rings[current].gate
-        if (
-            gate.soak and now >= complete + gate.soak
-        ):  # before that nobody waits to hear of them, and it takes a look at all
+        if gate.soak and now >= complete + gate.soak:
+            # a look at all of them; before that moment nobody waits to hear of them
             needed = min(found[current].count(m.DeviceState.APPLIED), gate.min_sample)
             found[current] = replace(found[current], heard=_heard(session, id, current, needed))
     return found
