@@ -336,8 +336,8 @@ class Sync:
                 self._tell(Notice("unbarred", f"{bar.name} {bar.sequence}: somebody looked, says the server"))
 
     def _carry_out(self, instructions: Instructions, catalog: Catalog | None, snapshot: Snapshot) -> None:
-        """Do what is to be done now. Without a catalogue (the repository cannot be had, or is over by our clock) only what
-        takes hotpatches out: that needs nobody's word but the server's, and may be urgent."""
+        """Do what is to be done now. Without a catalogue (the repository cannot be had, or is over by our clock) only
+        what takes hotpatches out: that needs nobody's word but the server's, and may be urgent."""
         if catalog is None:
             out = [action for action in instructions.actions if action.kind == "revert"]
             agreement = combine(out, Catalog(0, instructions.issued, {}, (), {}))
