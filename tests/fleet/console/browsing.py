@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page, expect
 
 from tests.fleet.console.server import PASSWORD, RunningServer
 
 _INTERFACES = "net::ERR_NETWORK_CHANGED"
 """Chromium gives requests up when a network interface comes or goes: other tests make and remove namespaces."""
+
+
+PATIENCE_S = 60
+"""What is waited for comes: at once, or with background work every few seconds, or later on a machine that is busy."""
+expect.set_options(timeout=PATIENCE_S * 1000)
+
+
+def until(what: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < deadline, f"{what.__name__}: not within {PATIENCE_S} s"
+        time.sleep(0.2)
 
 
 def go(page: Page, address: str) -> None:
@@ -30,7 +45,6 @@ class Visitor:
         self._browser = browser
         self._server = server
         self._contexts: list[BrowserContext] = []
-        self._logins: dict[str, Any] = {}
         self.complaints: list[str] = []
         self.expected: tuple[str, ...] = ()
         """What a test provokes: complaints that contain one of these are none."""
@@ -45,7 +59,7 @@ class Visitor:
             reduced_motion="reduce",
             **options,
         )
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(PATIENCE_S * 1000)
         self._contexts.append(context)
         page = context.new_page()
         page.on("console", self._said)
@@ -55,13 +69,18 @@ class Visitor:
         return page
 
     def signed_in(self, name: str, **options: Any) -> Page:
-        """A page of somebody who has signed in, on the overview."""
+        """A page of somebody who has signed in, on the overview: by the form the first time, then by that login."""
+        if (kept := self._server.logins.get(name)) is not None:
+            page = self.page(storage_state=kept, **options)
+            go(page, "/")
+            return page
         page = self.page(**options)
         go(page, "/login")
         page.get_by_label("Name").fill(name)
         page.get_by_label("Password").fill(PASSWORD)
         page.get_by_role("button", name="Sign in").click()
         page.wait_for_url("**/")
+        self._server.logins[name] = page.context.storage_state()
         return page
 
     def close(self) -> None:

@@ -30,6 +30,8 @@ class RunningServer:
         self.url = f"https://127.0.0.1:{port}"
         self._settings = install(folder, listen=f"127.0.0.1:{port}", public_url=self.url).settings
         self._process: subprocess.Popen[bytes] | None = None
+        self.logins: dict[str, Any] = {}
+        """What the browsers of those who have signed in keep, by their names."""
 
     def add_users(self, **roles: str) -> None:
         """Accounts with PASSWORD: a name and a role each."""

@@ -32,6 +32,7 @@ from midflight.server.checkin.receive import CheckIns
 from midflight.server.domain import model as m
 from midflight.server.domain import rollout
 from midflight.server.store import events
+from midflight.server.store.devices import Device
 from midflight.server.store.fleet import Fleet, Live
 from midflight.server.store.policies import ApprovalRow, Deployment, DeploymentRing, Membership
 from midflight.server.work import rollouts
@@ -221,7 +222,8 @@ def devices(
 ) -> Page[MembershipView]:
     """How each device stands."""
     row = _row(session, deployment)
-    query = select(Membership).where(Membership.deployment_id == deployment)
+    query = select(Membership, Device.hostname).join(Device, Device.id == Membership.device_id)
+    query = query.where(Membership.deployment_id == deployment)
     if state is not None:
         query = query.where(Membership.state == state.value)
     if ring is not None:
@@ -229,7 +231,7 @@ def devices(
     elif state is not None:
         # every ring by its number: so few of many are found by the index
         query = query.where(or_(Membership.ring.is_(None), Membership.ring.in_(range(len(row.rings)))))
-    return Page(**page(session, query, (Membership.device_id,), after, limit, membership_view))
+    return Page(**page(session, query, (Membership.device_id,), after, limit, lambda found: membership_view(*found)))
 
 
 def _ask(

@@ -181,17 +181,18 @@ def one(device: str, request: Request, response: Response, session: DbSession, _
             "compliance_why": why(found.reason, found.detail),
             "groups": list(session.scalars(select(GroupMember.group_id).where(GroupMember.device_id == device))),
             "governance": why(row[0].governance, row[0].governance_detail),
-            "deployments": [membership_view(member) for member in members],
+            "deployments": [membership_view(member, row[0].hostname) for member in members],
             "certificate_ends": ends,
         }
     )
 
 
-def membership_view(row: Membership) -> MembershipView:
+def membership_view(row: Membership, hostname: str) -> MembershipView:
     """A membership as it is shown."""
     return MembershipView(
         deployment=row.deployment_id,
         device=row.device_id,
+        hostname=hostname,
         ring=row.ring,
         state=row.state,
         why=why(row.reason, row.detail),

@@ -60,6 +60,7 @@ class MembershipView(BaseModel):
 
     deployment: str
     device: str
+    hostname: str
     ring: int | None
     state: str
     why: Why | None

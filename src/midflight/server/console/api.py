@@ -25,12 +25,13 @@ Query = Mapping[str, str | int | Sequence[str] | None]
 
 
 class Refused(MidflightError):
-    """The API refused: ``status`` and ``code`` as in its problem document, the text is its detail."""
+    """The API refused: ``status``, ``code`` and further members as in its problem document, the text is its detail."""
 
-    def __init__(self, status: int, code: str, detail: str) -> None:
+    def __init__(self, status: int, code: str, detail: str, extra: Mapping[str, Any] | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
+        self.extra = extra or {}
 
 
 class Answer:
@@ -122,6 +123,6 @@ def below(*parts: str) -> str:
 def _refused(response: httpx2.Response) -> Refused:
     try:
         problem = response.json()
-        return Refused(response.status_code, str(problem.get("title", "")), str(problem["detail"]))
+        return Refused(response.status_code, str(problem.get("title", "")), str(problem["detail"]), problem)
     except (ValueError, KeyError, TypeError, AttributeError):
         return Refused(response.status_code, "error", "the server could not do this; its log says why")

@@ -129,6 +129,8 @@ async def deploy(console: SignedIn, id: str) -> Response:
             **{"idempotency-key": form.one("once")},
         )
     except Refused as error:
+        if error.code == "exists":  # an approval rule may have been quicker
+            return done(f"/deployments/{error.extra['deployment']}", "exists")
         typed = {name: form.one(name) for name in ("policy", "starts")}
         return await _content(console, id, error, {**typed, "expedite": form.has("expedite")})
     return done(f"/deployments/{made['id']}", "deployed")

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from midflight.server.console.api import Refused, below
-from midflight.server.console.lookups import everything, names, people
+from midflight.server.console.lookups import names, people
 from midflight.server.console.times import local_time
 from midflight.server.console.web import Console, SignedIn, digest, done, new_router, query_of
 from midflight.server.domain.model import DeviceState, Effective
@@ -39,39 +39,33 @@ async def deployment(console: SignedIn, request: Request, id: str) -> Response:
 @router.get("/deployments/{id}/live")
 async def live(console: SignedIn, request: Request, id: str) -> Response:
     """What changes of it while it runs; 204 when nothing did since ``seen``."""
-    values = await _standing(console, request, id)
-    if request.query_params.get("seen") == values["seen"]:
+    stands = await _standing(console, request, id)
+    if request.query_params.get("seen") == stands["seen"]:
         return Response(status_code=204)
-    return console.page("deployments_live.html", **values)
+    return console.page("deployments_live.html", **stands, **await _around(console, stands["deployment"]))
 
 
 async def _deployment(console: Console, request: Request, id: str, error: Refused | None = None) -> Response:
-    values = await _standing(console, request, id)
+    stands = await _standing(console, request, id)
+    values = {**stands, **await _around(console, stands["deployment"])}
     return console.page("deployments_one.html", error.status if error else 200, error=error, **values)
 
 
 async def _standing(console: Console, request: Request, id: str) -> dict[str, Any]:
+    """What changes of a deployment; every open page asks for it every two seconds."""
     wanted = query_of(request, "state", "ring", "after")
-    found = await console.api.get(below("deployments", id))
-    rings, devices, policies, persons, content = await asyncio.gather(
+    found, rings, devices = await asyncio.gather(
+        console.api.get(below("deployments", id)),
         console.api.get(below("deployments", id, "rings")),
         console.api.get(below("deployments", id, "devices"), limit=50, **wanted),
-        names(console, "policies"),
-        people(console),
-        console.api.get(below("content", found["content"])),
     )
-    hostnames = await _hostnames(console, [each["device"] for each in devices["items"]])
     reason = (found["why"] or {}).get("reason", "")
     return {
         "deployment": found,
         "rings": _rings(found, rings),
         "devices": devices,
-        "hostnames": hostnames,
-        "policies": policies,
-        "content": content,
         "wanted": wanted,
         "rest": {name: value for name, value in wanted.items() if name != "after"},
-        "people": persons,
         "states": list(DeviceState),
         "present": {state for ring in rings for state, count in ring["tally"].items() if count} | {wanted["state"]},
         "seen": digest(found, [{**ring, "counted": ""} for ring in rings], devices["items"]),
@@ -80,6 +74,14 @@ async def _standing(console: Console, request: Request, id: str) -> dict[str, An
         "waits": reason in _WAITS,
         "waiting_ring": _waiting_ring(found, reason),
     }
+
+
+async def _around(console: Console, deployment: dict[str, Any]) -> dict[str, Any]:
+    """What else its page tells."""
+    policies, persons, content = await asyncio.gather(
+        names(console, "policies"), people(console), console.api.get(below("content", deployment["content"]))
+    )
+    return {"policies": policies, "people": persons, "content": content}
 
 
 def _rings(deployment: dict[str, Any], counted: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -106,22 +108,6 @@ def _waiting_ring(deployment: dict[str, Any], reason: str) -> int | None:
     first = deployment["rings"][0] if deployment["rings"] else {}
     detail = (deployment["why"] or {}).get("detail", "")
     return 0 if first and detail.startswith(first["name"]) else None
-
-
-async def _hostnames(console: Console, ids: list[str]) -> dict[str, str]:
-    async def hostname(id: str) -> str:
-        try:
-            return str((await console.api.get(below("devices", id)))["hostname"])
-        except Refused:
-            return id
-
-    if not ids:
-        return {}
-    first = await everything(console, "devices", most=1)
-    known = {each["id"]: each["hostname"] for each in first}
-    missing = [id for id in ids if id not in known]
-    known.update(zip(missing, await asyncio.gather(*map(hostname, missing)), strict=True))
-    return known
 
 
 @router.post("/deployments/{id}/{what}")

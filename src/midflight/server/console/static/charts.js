@@ -9,7 +9,7 @@
 
   // First column: times (datetime) or categories; the others: numbers. A header's data-kind is its colour.
   function read(figure) {
-    const table = figure.querySelector("table");
+    const table = figure.querySelector(".numbers table"); // not the legend of a chart that is there already
     const heads = [...table.querySelectorAll("thead th")];
     const rows = [...table.querySelectorAll("tbody tr")];
     const columns = heads.map(() => []);

@@ -100,16 +100,15 @@
 
   // Keys: "/" to the search field, "g" then a letter to a page.
   const pages = { o: "/", d: "/devices", c: "/catalogue", r: "/deployments", p: "/policies", m: "/compliance" };
-  let going = 0;
+  let going = false;
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, textarea")) return;
     if (event.key === "/") {
       const search = document.querySelector('input[type="search"]');
       if (search) { search.focus(); event.preventDefault(); }
-    } else if (event.key === "g") {
-      going = Date.now();
-    } else if (pages[event.key] && Date.now() - going < 1500) {
+    } else if (going && pages[event.key]) {
       location.assign(pages[event.key]);
     }
+    going = event.key === "g";
   });
 })();
