@@ -54,6 +54,17 @@ _WEEKLY = re.compile(
 )
 
 
+def rows_of(form: Form) -> Mapping[str, Any]:
+    """A document with as many rings, rules and windows as were sent; what was typed into them the form shows itself."""
+    window = {"rrule": "", "start": "", "duration": "PT4H", "timezone": None}
+    return {
+        **STARTER,
+        "rings": list(STARTER["rings"][-1:]) * len(_rows(form, "ring")),
+        "approvals": list(STARTER["approvals"]) * len(_rows(form, "rule")),
+        "windows": [window] * len(_rows(form, "window")),
+    }
+
+
 def fields(document: Mapping[str, Any]) -> dict[str, Any]:
     """A policy's document with what the form shows instead of durations and recurrences."""
     gates = [{**ring["gate"], "soak_h": in_unit(ring["gate"]["soak"], "hours"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping
@@ -26,6 +27,7 @@ from midflight.server.console import display, static_files, times
 from midflight.server.console.api import Api, Refused
 
 MAX_FORM = 256 * 1024
+_SECRETS = ("password", "current", "new", "again")
 THEMES = ("auto", "light", "dark")
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -53,6 +55,19 @@ class Console:
     theme: str = "auto"
     zone: tzinfo = UTC
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
+    sent: Form | None = None
+    """The form that this request brought."""
+
+    def again(self, name: str, value: Any) -> Any:
+        """What a field shows: what was typed, when the form was refused; otherwise ``value``."""
+        return self.sent.raw(name) if self.sent is not None and self.sent.has(name) else value
+
+    def ticked(self, name: str, value: str, before: bool) -> bool:
+        """Whether a box is ticked: as sent, when the form was refused and has such boxes; otherwise ``before``."""
+        row = re.match(r"[a-z]+-\d+-", name)
+        if self.sent is None or not (name in self.sent.all("boxes") or (row and self.sent.has(row[0] + "here"))):
+            return before
+        return value in self.sent.all(name)
 
     def typed(self, values: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """What somebody typed into a form that was refused; a field that is not in it is empty."""
@@ -63,7 +78,9 @@ class Console:
         return scope in self.scopes
 
     def page(self, template: str, status: int = 200, /, **values: Any) -> Response:
-        """A page, or a fragment of one."""
+        """A page, or a fragment of one. With an ``error`` its fields show again what was sent."""
+        if not values.get("error"):
+            self.sent = None
         text = environment().get_template(template).render(console=self, **values)
         return HTMLResponse(text, status, {"Cache-Control": "no-store"})
 
@@ -75,6 +92,7 @@ class Console:
         """
         form = await read_form(self.request)
         self.api = Api(self.request, form.one("csrf"))
+        self.sent = form
         return form
 
 
@@ -219,7 +237,8 @@ class ConsoleRoute(APIRoute):
             try:
                 response = await handler(request)
             except Refused as error:
-                response = error_page(request, error)
+                response = await unsent_page(request) if error.status == 401 else None
+                response = response or error_page(request, error)
             except Problem as error:
                 response = error_page(request, Refused(error.status, error.code, str(error)))
             except RequestValidationError as error:
@@ -231,6 +250,22 @@ class ConsoleRoute(APIRoute):
             return response
 
         return handled
+
+
+async def unsent_page(request: Request) -> Response | None:
+    """For a form of somebody whose login has ended: the form as it was sent, to send it again after signing in.
+
+    None for anything else, and for passwords: they are not written into pages."""
+    if request.method != "POST":
+        return None
+    try:
+        form = await read_form(request)
+    except Refused:
+        return None
+    fields = [(name, value) for name, value in form.pairs if name != "csrf"]
+    if not fields or any(name in _SECRETS for name, _ in fields):
+        return None
+    return console_for(request).page("unsent.html", 401, path=request.url.path, fields=fields)
 
 
 def error_page(request: Request, error: Refused) -> Response:

@@ -77,7 +77,7 @@ async def content(console: SignedIn, id: str) -> Response:
     return await _content(console, id)
 
 
-async def _content(console: Console, id: str, error: Refused | None = None, typed: Any = None) -> Response:
+async def _content(console: Console, id: str, error: Refused | None = None) -> Response:
     answer = await console.api.call("GET", below("content", id))
     preview, deployed, policies, groups = await asyncio.gather(
         console.api.get(below("content", id, "preview")),
@@ -92,7 +92,6 @@ async def _content(console: Console, id: str, error: Refused | None = None, type
         "deployed": deployed,
         "policies": policies,
         "groups": groups,
-        "typed": console.typed(typed),
         "error": error,
     }
     return console.page("catalogue_one.html", error.status if error else 200, **values)
@@ -131,8 +130,7 @@ async def deploy(console: SignedIn, id: str) -> Response:
     except Refused as error:
         if error.code == "exists":  # an approval rule may have been quicker
             return done(f"/deployments/{error.extra['deployment']}", "exists")
-        typed = {name: form.one(name) for name in ("policy", "starts")}
-        return await _content(console, id, error, {**typed, "expedite": form.has("expedite")})
+        return await _content(console, id, error)
     return done(f"/deployments/{made['id']}", "deployed")
 
 

@@ -9,7 +9,7 @@ from fastapi import Response
 
 from midflight.server.console.api import Refused, below
 from midflight.server.console.lookups import everything, names
-from midflight.server.console.policyform import DAYS, STARTER, document, fields, window_text
+from midflight.server.console.policyform import DAYS, STARTER, document, fields, rows_of, window_text
 from midflight.server.console.times import local_time
 from midflight.server.console.web import Console, SignedIn, done, new_router
 from midflight.server.domain.model import (
@@ -105,17 +105,21 @@ async def save_policy(console: SignedIn, id: str) -> Response:
 
 async def _save(console: Console, id: str) -> Response:
     form = await console.form()
-    typed: dict[str, Any] = {"name": form.one("name"), "priority": 0, "document": STARTER}
     try:
-        typed["document"] = document(form, console.now.date())
-        typed["priority"] = form.number("priority") or 0
+        typed = {
+            "name": form.one("name"),
+            "priority": form.number("priority") or 0,
+            "document": document(form, console.now.date()),
+        }
         if id:
             etag = form.one("etag")
             await console.api.call("PUT", below("policies", id), typed, headers={"if-match": etag})
             return done(f"/policies/{id}", "saved")
         made = await console.api.post("/api/v1/policies", typed)
     except Refused as error:
-        return await _form(console, id, typed, form.one("etag"), error)
+        etag = (await console.api.call("GET", below("policies", id))).etag if id else ""
+        shown = {"name": form.one("name"), "priority": 0, "document": rows_of(form)}
+        return await _form(console, id, shown, etag, error)
     return done(f"/policies/{made['id']}", "created")
 
 

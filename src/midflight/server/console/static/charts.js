@@ -27,7 +27,8 @@
   function draw(figure) {
     const { heads, columns, labels } = read(figure);
     const plot = figure.querySelector(".plot");
-    plot.classList.toggle("few", !columns.length || columns[0].length < 2);
+    const empty = !columns.slice(1).some((column) => column.some((value) => value));
+    plot.classList.toggle("few", empty || columns[0].length < 2);
     if (plot.classList.contains("few")) return;
     const css = style();
     const colour = (name) => css.getPropertyValue(name).trim();
@@ -56,7 +57,7 @@
       legend: { live: true },
       cursor: { y: false, points: { show: false } },
       scales: { x: { time: true }, y: { range: (_plot, _low, high) => [0, figure.dataset.unit === "%" ? 100 : Math.max(1, high * 1.05)] } },
-      axes: [{ ...axis, values: times }, { ...axis, size: 46, values: (_plot, splits) => splits.map((value) => (Number.isInteger(value) ? `${value}${unit}` : "")) }],
+      axes: [{ ...axis, space: 84, values: times }, { ...axis, size: 46, values: (_plot, splits) => splits.map((value) => (Number.isInteger(value) ? `${value}${unit}` : "")) }],
       series: [{ label: "Time", value: (_plot, value) => (value == null ? "–" : labels[columns[0].indexOf(value)] ?? "–") }, ...(stacked ? [...series].reverse() : series)],
     };
     drawn.get(figure)?.destroy();
