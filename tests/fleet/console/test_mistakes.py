@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -70,7 +72,7 @@ def test_a_login_that_ended_takes_nothing_with_it(visit: Visitor) -> None:
     go(page, "/tokens")
     page.get_by_label("What is it for?").fill(HOSTILE)
     page.get_by_label("reports:read").check()
-    kept = page.context.cookies()
+    kept: Any = page.context.cookies()
     page.context.clear_cookies()
     visit.expected = ("401", "403")
     page.get_by_role("button", name="Make token").click()

@@ -226,7 +226,7 @@ def test_two_people_must_approve_the_last_ring(visit: Visitor, addresses: dict[s
         go(page, addresses["deployment"])
         expect(page.get_by_text("The ring \u201ceveryone\u201d waits for your word.")).to_be_visible(timeout=20_000)
     ada.get_by_role("button", name="Approve").click()
-    expect(ada.get_by_role("alert")).to_contain_text("you asked for this deployment; two others must approve it")
+    expect(ada.get_by_role("alert")).to_contain_text("You asked for this deployment; two others must approve it")
     grace.get_by_role("button", name="Approve").click()
     expect(grace.get_by_text("waits for a second person's approval").first).to_be_visible()
     alan.get_by_role("button", name="Approve").click()

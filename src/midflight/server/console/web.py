@@ -237,8 +237,8 @@ class ConsoleRoute(APIRoute):
             try:
                 response = await handler(request)
             except Refused as error:
-                response = await unsent_page(request) if error.status == 401 else None
-                response = response or error_page(request, error)
+                unsent = await unsent_page(request) if error.status == 401 else None
+                response = unsent or error_page(request, error)
             except Problem as error:
                 response = error_page(request, Refused(error.status, error.code, str(error)))
             except RequestValidationError as error:
