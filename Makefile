@@ -25,7 +25,7 @@ demo-fleet: ## the second part alone: a server, three devices, a bad patch stopp
 	@$(BIN)/python -m demo.fleet.run
 
 # What follows the fast tests waits more than it computes: three of these at a time, each shown when it ends.
-LANES := live test-wine corpus-quick
+LANES := live test-wine fleet corpus-quick
 
 test: setup-all lint unit ## everything that CI runs: lint, types, import rules, all tests (under 30 minutes)
 	@echo "now $(LANES), three at a time; what they print comes when each has ended"
@@ -55,7 +55,7 @@ bench-wine: ## stopped time by thread count on Windows programs under Wine, for 
 live: setup-test ## the tests on live processes: scenarios, kills at every step, soak
 	$(PYTEST) -m "($(SERIAL)) and not corpus and not fleet"
 
-fleet: setup-fleet ## the fleet as a whole, by itself for now: server, agents in namespaces, database, nginx, browser
+fleet: setup-fleet ## the fleet as a whole: server, agents in namespaces, database, nginx, browser, systemd
 	$(PYTEST) -m fleet
 
 test-fleet: setup-fleet ## all tests of the fleet alone: trust, agent, server, console, and the whole
@@ -106,4 +106,4 @@ setup-fleet:
 	@scripts/bootstrap test fleet
 
 setup-all: # before anything runs: nothing is to be installed while programs are built and compared
-	@scripts/bootstrap test corpus wine
+	@scripts/bootstrap test corpus wine fleet
