@@ -33,4 +33,5 @@ ROUTERS: tuple[str, ...] = (
     "midflight.server.console.pages.safeguards",
     "midflight.server.console.pages.session",
     "midflight.server.console.pages.webhooks",
+    "midflight.server.console.pages.unknown",  # the last: what nobody else has
 )
