@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 TESTS = Path(__file__).parent
 MARKED_FOLDERS = ("live", "corpus", "wine")
 
-# an example that takes long on a busy machine is no failure
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
+if sys.platform != "win32":  # the tests that run there have no properties, and no need of Hypothesis
+    from hypothesis import settings
+
+    # an example that takes long on a busy machine is no failure
+    settings.register_profile("unhurried", deadline=None)
+    settings.load_profile("unhurried")
 
 
 def pytest_configure() -> None:
