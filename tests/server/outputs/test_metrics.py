@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import update
 
+from midflight.server.store.database import Database
+from midflight.server.store.devices import Device as Row
 from tests.server.device import NGINX, Device
 
 
@@ -27,3 +30,22 @@ def test_the_fleet_in_numbers_for_who_has_the_scope(
     assert values[("midflight_devices_hotpatched",)] == 1
     assert values[("midflight_stopped_seconds",)] == 0.00015
     assert values[("midflight_devices_integrity_violated",)] == 0
+
+
+def test_a_disabled_device_alarms_nobody(
+    admin: TestClient, database: Database, new_device: Callable[..., Device]
+) -> None:
+    device, other = new_device(), new_device()
+    for each in (device, other):
+        each.check_in()
+    with database.write() as session:
+        session.execute(update(Row).values(integrity_violated=True, restart_pending=True, hotpatched=True))
+    assert admin.post(f"/api/v1/devices/{other.id}/disable", json={"reason": "gone"}).status_code == 204
+    values = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(admin.get("/metrics").text)
+        for sample in family.samples
+    }
+    for name in ("devices", "devices_integrity_violated", "devices_restart_pending"):
+        assert values[f"midflight_{name}"] == 1, name
+    assert values["midflight_devices_hotpatched"] == 2, "what runs, runs"

@@ -60,12 +60,12 @@ def text(registry: CollectorRegistry) -> bytes:
 def _count(session: Session, silent: int) -> Iterable[GaugeMetricFamily]:
     yield _family("midflight_build_info", "Version of the server.", ["version"], [(__version__, 1)])
     devices = tallies.devices(session)
+    enabled = Counter({words: count for words, count in devices.items() if "disabled" not in words})
 
-    def those(word: str) -> int:
-        return sum(count for words, count in devices.items() if word in words)
+    def those(word: str, among: Counter[frozenset[str]] = enabled) -> int:
+        return sum(count for words, count in among.items() if word in words)
 
-    enabled = devices.total() - those("disabled")
-    yield _number("midflight_devices", "Devices that are enrolled and not disabled.", enabled)
+    yield _number("midflight_devices", "Devices that are enrolled and not disabled.", enabled.total())
     yield _number("midflight_devices_silent_day", "Devices not seen for a day.", silent)
     yield _number(
         "midflight_devices_integrity_violated", "Devices whose code memory is not explained.", those("violated")
@@ -85,7 +85,7 @@ def _count(session: Session, silent: int) -> Iterable[GaugeMetricFamily]:
     yield _family("midflight_outcomes", "Outcomes of actions on devices, by result.", ["result"], outcomes)
     stopped = tallies.stopped_us(session) / 1e6
     yield _number("midflight_stopped_seconds", "Time that processes stood still for the patches that run now.", stopped)
-    yield _number("midflight_devices_hotpatched", "Devices with a hotpatch in memory.", those("hotpatched"))
+    yield _number("midflight_devices_hotpatched", "Devices with a hotpatch in memory.", those("hotpatched", devices))
     outbox = select(func.count()).select_from(Event).where(Event.dispatched.is_(None))
     yield _one("midflight_events_waiting", "Events that nobody has taken yet.", session, outbox)
     due = select(func.count()).select_from(WebhookDelivery).where(WebhookDelivery.due.is_not(None))
