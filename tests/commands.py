@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,15 @@ from typing import Any
 MIDFLIGHT = (sys.executable, "-m", "midflight")
 PATIENCE = 60.0
 """Seconds before a target that says nothing is declared dead; far beyond what any machine needs."""
+
+
+def until(what: Callable[[], Any], wanted: str | Callable[[], str]) -> Any:
+    """Wait for something to be true; returns it. ``wanted``: what is said when it does not become so."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := what()):
+        assert time.monotonic() < deadline, f"not {wanted if isinstance(wanted, str) else wanted()}"
+        time.sleep(0.02)
+    return found
 
 
 @dataclass(frozen=True)

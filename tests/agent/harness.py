@@ -6,21 +6,11 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.commands import MIDFLIGHT, PATIENCE, midflight
-
-
-def until(what: Callable[[], Any], wanted: str) -> Any:
-    """Wait for something to be true."""
-    deadline = time.monotonic() + PATIENCE
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"not {wanted}"
-        time.sleep(0.02)
-    return found
+from tests.commands import MIDFLIGHT, PATIENCE, midflight, until
 
 
 def fill(path: Path) -> None:

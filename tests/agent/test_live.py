@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from midflight.process.live import holding_tells
-from tests.agent.harness import RunningAgent, fill, until
-from tests.commands import midflight
+from tests.agent.harness import RunningAgent, fill
+from tests.commands import midflight, until
 from tests.live.harness import ASK, Fix, Lab, Target
 
 pytestmark = pytest.mark.live

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.harness import RunningAgent, until
+from tests.agent.harness import RunningAgent
+from tests.commands import until
 from tests.live.harness import ASK, Fix, Lab, Target
 
 pytestmark = pytest.mark.live

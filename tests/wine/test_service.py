@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,11 @@ from midflight.machine.places import (
 )
 from midflight.process.snapshots import INTERVAL, Snapshots
 from midflight.trust.store import trusted_keys
-from tests.commands import PATIENCE
+from tests.commands import until
 from tests.wine.harness import PROGRAMS, Target, clean, hotpatch_file, load, midflight, refused
 
 ACCESS_VIOLATION = 0xC0000005
 EVERYBODY = "D:P(A;;FA;;;BA)(A;;FA;;;WD)"
-
-
-def until(what: Callable[[], Any], wanted: str) -> Any:
-    """Wait for something to be true."""
-    deadline = time.monotonic() + PATIENCE
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"not {wanted}"
-        time.sleep(0.05)
-    return found
 
 
 def log() -> str:

@@ -43,7 +43,7 @@ from midflight.trust.repository import Repository
 from midflight.trust.requests import check_sequence, verify_request
 from midflight.trust.serverrecord import ServerRecord
 from midflight.trust.signing import sign
-from tests.agent.fleet.waiting import until
+from tests.commands import until
 from tests.trust.tls import Handler, certificate, serve
 
 POLICY: dict[str, object] = {"hotpatch": True, "restart": "never", "any_time": True, "lift_bars": []}

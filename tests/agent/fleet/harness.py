@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.agent.fleet.control import ControlServer
-from tests.agent.fleet.waiting import until
-from tests.commands import MIDFLIGHT, PATIENCE, Ran, midflight
+from tests.commands import MIDFLIGHT, PATIENCE, Ran, midflight, until
 
 
 class Device:

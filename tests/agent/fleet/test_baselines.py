@@ -20,7 +20,7 @@ from midflight.trust.content import Content, Description, Package
 from tests.agent.fleet.conftest import Fixes, build_id, publish
 from tests.agent.fleet.control import ControlServer, apply, now
 from tests.agent.fleet.harness import Device
-from tests.agent.fleet.waiting import until
+from tests.commands import until
 from tests.live.harness import Target
 
 THING = Package("file", "fleet-answers", "1.1", "amd64")

@@ -19,8 +19,7 @@ from midflight.trust.mirror import mirror
 from tests.agent.fleet.conftest import Fixes, publish
 from tests.agent.fleet.control import ControlServer, apply, now
 from tests.agent.fleet.harness import Device
-from tests.agent.fleet.waiting import until
-from tests.commands import MIDFLIGHT, midflight
+from tests.commands import MIDFLIGHT, midflight, until
 from tests.live.harness import Target
 from tests.trust.tls import certificate
 

@@ -12,9 +12,8 @@ import pytest
 from tests.agent.fleet.conftest import Fixes, publish
 from tests.agent.fleet.control import ControlServer, apply
 from tests.agent.fleet.harness import Device
-from tests.agent.fleet.waiting import until
 from tests.agent.harness import fill
-from tests.commands import PATIENCE, midflight
+from tests.commands import PATIENCE, midflight, until
 from tests.live.harness import Target
 
 pytestmark = pytest.mark.live

@@ -17,8 +17,8 @@ from midflight.trust.instructions import Window
 from tests.agent.fleet.conftest import Fixes, build_id, publish
 from tests.agent.fleet.control import ControlServer, apply, now
 from tests.agent.fleet.harness import Device
-from tests.agent.fleet.waiting import until
 from tests.agent.harness import fill
+from tests.commands import until
 from tests.live.harness import Target
 from tests.trust.tls import Handler
 

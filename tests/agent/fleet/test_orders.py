@@ -11,7 +11,7 @@ from midflight.trust.instructions import Window
 from tests.agent.fleet.conftest import Fixes, publish
 from tests.agent.fleet.control import ControlServer, apply, now
 from tests.agent.fleet.harness import Device
-from tests.agent.fleet.waiting import until
+from tests.commands import until
 from tests.live.harness import Target
 
 pytestmark = pytest.mark.live

@@ -19,8 +19,7 @@ from midflight.trust.signers import open_signer
 from midflight.trust.signing import sign
 from tests.agent.fleet.conftest import Fixes, build_id
 from tests.agent.fleet.harness import Device
-from tests.agent.fleet.waiting import until
-from tests.commands import midflight
+from tests.commands import midflight, until
 from tests.live.harness import Target
 from tests.server.test_faults import Server
 

@@ -17,7 +17,7 @@ from midflight.trust.keys import PrivateKey, load_public_key
 from tests.agent.fleet.conftest import Fixes, publish
 from tests.agent.fleet.control import ControlServer, apply, now, refuse
 from tests.agent.fleet.harness import Device
-from tests.agent.fleet.waiting import until
+from tests.commands import until
 from tests.live.harness import Target
 from tests.trust.tls import Handler
 

@@ -16,12 +16,10 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.commands import PATIENCE
+from tests.commands import PATIENCE, until
 
 TOP = Path(__file__).resolve().parents[3]
 PACKAGES = "systemd,systemd-sysv,dbus,python3-venv"
@@ -234,12 +232,3 @@ class Booted:
                 path.rmdir()
             with contextlib.suppress(OSError):
                 top.rmdir()
-
-
-def until(what: Callable[[], Any], wanted: str) -> Any:
-    """Wait for something to be true."""
-    deadline = time.monotonic() + PATIENCE
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"not: {wanted}"
-        time.sleep(0.05)
-    return found

@@ -11,7 +11,8 @@ import pytest
 
 from demo.fleet.control import ControlPlane
 from demo.fleet.daemon import build_id
-from tests.fleet.systemd.machine import HERE, Booted, until
+from tests.commands import until
+from tests.fleet.systemd.machine import HERE, Booted
 from tests.fleet.systemd.test_service import AGENT, SANDBOXES, installed, service
 from tests.fleet.systemd.thing import PLACE, Things
 

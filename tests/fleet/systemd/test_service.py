@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.fleet.systemd.machine import Booted, until
+from tests.commands import until
+from tests.fleet.systemd.machine import Booted
 from tests.fleet.systemd.thing import Things
 
 AGENT = "midflight-agent"
