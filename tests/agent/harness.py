@@ -11,6 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from tests.commands import MIDFLIGHT, PATIENCE, midflight, until
+from tests.live.harness import ASK
+
+PROGRAM = (
+    ASK
+    + r"""
+__attribute__((noinline)) int value(int x) { __asm__ volatile("" : "+r"(x)); return x * 0 + 1; }
+static void answer(const char *line) {
+  if (!strcmp(line, "crash")) *(volatile int *)8 = 0;
+  printf("%d\n", value(1));
+}
+"""
+)
+"""Answers 1 until its fix makes that 2, and crashes when it is asked to."""
 
 
 def fill(path: Path) -> None:

@@ -12,22 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.harness import RunningAgent
+from tests.agent.harness import PROGRAM, RunningAgent
 from tests.commands import until
-from tests.live.harness import ASK, Fix, Lab, Target
+from tests.live.harness import Fix, Lab, Target
 
 pytestmark = pytest.mark.live
 
-PROGRAM = (
-    ASK
-    + r"""
-__attribute__((noinline)) int value(int x) { __asm__ volatile("" : "+r"(x)); return x * 0 + 1; }
-static void answer(const char *line) {
-  if (!strcmp(line, "crash")) *(volatile int *)8 = 0;
-  printf("%d\n", value(1));
-}
-"""
-)
 Words = tuple[str, ...]
 """Words before a command that start it somewhere."""
 HERE: Words = ()

@@ -11,18 +11,9 @@ import pytest
 from midflight.image.elf import ElfFile
 from midflight.trust.content import Content
 from tests.agent.fleet.control import ControlServer, running
-from tests.live.harness import ASK, Fix, Lab
+from tests.agent.harness import PROGRAM
+from tests.live.harness import Fix, Lab
 
-PROGRAM = (
-    ASK
-    + r"""
-__attribute__((noinline)) int value(int x) { __asm__ volatile("" : "+r"(x)); return x * 0 + 1; }
-static void answer(const char *line) {
-  if (!strcmp(line, "crash")) *(volatile int *)8 = 0;
-  printf("%d\n", value(1));
-}
-"""
-)
 MAKE = "cc -O2 -o target target.c"
 
 
